@@ -1,0 +1,32 @@
+"""`sha256:<hex>`: the identity of a blob."""
+
+from __future__ import annotations
+
+import re
+from typing import NewType
+
+from weightd.core.errors import DigestSyntax
+
+Digest = NewType("Digest", str)
+
+_HEX = re.compile(r"(?:sha256:)?([0-9a-fA-F]{64})")
+
+
+def parse_digest(text: str) -> Digest:
+    """`sha256:` and 64 hex digits, or the digits alone, in either case. Raises DigestSyntax."""
+    match = _HEX.fullmatch(text.strip())
+    if match is None:
+        raise DigestSyntax(
+            f"not a SHA-256 digest: {text[:100]!r}", remedy="Give 64 hex digits, with or without 'sha256:' before them."
+        )
+    return Digest("sha256:" + match[1].lower())
+
+
+def digest_of(raw: bytes) -> Digest:
+    """From the 32 bytes that hashlib's `digest()` returns."""
+    return Digest("sha256:" + raw.hex())
+
+
+def hex_of(digest: Digest) -> str:
+    """The 64 digits alone."""
+    return digest.removeprefix("sha256:")

@@ -1,0 +1,128 @@
+"""A snapshot as data: which files, how large, with which digest, from where."""
+
+from __future__ import annotations
+
+import hashlib
+
+import msgspec
+
+from weightd.core.digest import Digest
+from weightd.core.errors import ManifestError
+
+MAX_PATH = 1024
+MAX_NAME = 255
+
+
+class Validator(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What the source calls this version of a file; compared on every answer."""
+
+    etag: str = ""
+    last_modified: str = ""
+
+
+class FileSpec(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One file of a snapshot, pinned.
+
+    `url` may hold credentials: it never leaves the daemon (see `weightd.core.refs.redact`). `ranges` says that the
+    source answered a ranged request with 206. `digest` is the expected one where somebody gave it.
+    """
+
+    path: str
+    size: int
+    url: str
+    digest: Digest | None = None
+    validator: Validator = Validator()
+    ranges: bool = True
+
+    @property
+    def source_key(self) -> str:
+        """Identity of this version at its source; two files with one key have the same bytes.
+
+        Empty when the source names no version: then only the digest can tell.
+        """
+        if self.digest is not None:
+            return self.digest
+        if not self.validator.etag and not self.validator.last_modified:
+            return ""
+        text = "\0".join((self.url, str(self.size), self.validator.etag, self.validator.last_modified))
+        return "source:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+class Manifest(msgspec.Struct, frozen=True):
+    """`ref` is the user's, `format` is "safetensors" or "raw". Construct with `make_manifest`, which checks."""
+
+    ref: str
+    revision: str
+    format: str
+    files: tuple[FileSpec, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes over all files."""
+        return sum(f.size for f in self.files)
+
+
+def check_path(path: str) -> str:
+    """A file name from outside, returned as it is when it stays inside the model's directory. Raises ManifestError.
+
+    Relative, "/"-separated, no empty, "." or ".." part, no NUL, control character or backslash, no part over 255
+    bytes, and nothing that begins with ".weightd", which are our own temporary names.
+    """
+    reason = _path_fault(path)
+    if reason:
+        raise ManifestError(
+            f"a file name in the manifest {reason}: {path[:200]!r}",
+            remedy="Names must be relative and stay inside the model's directory; mend the index or models.json.",
+        )
+    return path
+
+
+def _path_fault(path: str) -> str:
+    if not path:
+        return "is empty"
+    if path.startswith("/"):
+        return "is absolute"
+    parts = path.split("/")
+    if ".." in parts:
+        return "climbs out of its directory"
+    if any(p in ("", ".") for p in parts):
+        return "has an empty or '.' part"
+    if "\\" in path or any(ord(c) < 32 or ord(c) == 127 for c in path):
+        return "has a control character or backslash"
+    try:
+        raw = path.encode()
+    except UnicodeEncodeError:
+        return "is not valid Unicode"
+    if len(raw) > MAX_PATH or any(len(p.encode()) > MAX_NAME for p in parts):
+        return "is too long"
+    if any(p.startswith(".weightd") for p in parts):
+        return "uses a reserved name"
+    return ""
+
+
+def make_manifest(ref: str, format: str, files: list[FileSpec]) -> Manifest:
+    """Checks names, duplicates and sizes, sorts by path, derives the revision. Raises ManifestError."""
+    if not files:
+        raise ManifestError("no files", ref=ref)
+    seen: set[str] = set()
+    for file in files:
+        check_path(file.path)
+        if file.size < 0:
+            raise ManifestError("a negative size", ref=ref, file=file.path)
+        if file.path in seen:
+            raise ManifestError("a file is listed twice", ref=ref, file=file.path)
+        seen.add(file.path)
+    for path in seen:
+        parents = path.split("/")[:-1]
+        if any("/".join(parents[: i + 1]) in seen for i in range(len(parents))):
+            raise ManifestError("a file is also a directory of another", ref=ref, file=path)
+    ordered = tuple(sorted(files, key=lambda f: f.path))
+    return Manifest(ref=ref, revision=_revision(ordered), format=format, files=ordered)
+
+
+def _revision(files: tuple[FileSpec, ...]) -> str:
+    text = hashlib.sha256()
+    for f in files:
+        identity = f.source_key or f"{f.url}\0{f.size}"
+        text.update(f"{f.path}\0{f.size}\0{identity}\n".encode())
+    return text.hexdigest()[:16]

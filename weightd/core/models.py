@@ -1,0 +1,94 @@
+"""Named models: name → source, files, size, format, sha256, from the configuration or a models.json."""
+
+from __future__ import annotations
+
+import msgspec
+
+from weightd.core.digest import Digest, parse_digest
+from weightd.core.errors import ConfigError, WeightdError
+from weightd.core.manifest import check_path
+from weightd.core.refs import Ref, parse_ref
+
+FORMATS = ("safetensors", "raw")
+
+
+class NamedFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One file of a named model; `path` is relative to the model's source."""
+
+    path: str
+    size: int | None = None
+    sha256: str | None = None
+
+
+class NamedModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`source` is a ref by URL. Without `files` the source is resolved as that ref would be.
+
+    `files` names the files below `source`, which then is a directory, each as a path or as a NamedFile. `sha256` is
+    the digest of a model of one file, `size` the sum over files in bytes.
+    """
+
+    source: str
+    files: tuple[str | NamedFile, ...] = ()
+    size: int | None = None
+    format: str | None = None
+    sha256: str | None = None
+
+    def named_files(self) -> tuple[NamedFile, ...]:
+        """`files`, every entry in its long form."""
+        return tuple(NamedFile(f) if isinstance(f, str) else f for f in self.files)
+
+
+class ModelsFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The whole of a models.json."""
+
+    models: dict[str, NamedModel] = {}
+
+
+def parse_models(text: bytes, where: str) -> dict[str, NamedModel]:
+    """A models.json, checked. Raises ConfigError that names `where` and the key."""
+    try:
+        models = msgspec.json.decode(text, type=ModelsFile).models
+    except msgspec.DecodeError as e:
+        raise ConfigError(f"{where}: {e}", remedy="See config.example.toml for the keys of a model.") from None
+    check_models(models, where)
+    return models
+
+
+def check_models(models: dict[str, NamedModel], where: str) -> None:
+    """What types alone cannot say. Raises ConfigError."""
+    for name, model in models.items():
+        try:
+            _check_model(name, model)
+        except WeightdError as e:
+            raise ConfigError(f"{where}: model {name!r}: {e}") from None
+
+
+def _check_model(name: str, model: NamedModel) -> None:
+    if parse_ref(name).scheme != "name":
+        raise ConfigError("a model's name may not be a URL")
+    if parse_ref(model.source).scheme == "name":
+        raise ConfigError("source must be a URL, not another model's name")
+    if model.format is not None and model.format not in FORMATS:
+        raise ConfigError(f"format must be one of {', '.join(FORMATS)}, not {model.format!r}")
+    files = model.named_files()
+    if model.sha256 is not None:
+        if len(files) > 1:
+            raise ConfigError("sha256 belongs to each of several files, not to the model")
+        parse_digest(model.sha256)
+    for file in files:
+        check_path(file.path)
+        if file.sha256 is not None:
+            parse_digest(file.sha256)
+        if file.size is not None and file.size < 0:
+            raise ConfigError(f"file {file.path!r}: a negative size")
+
+
+def expected_digest(model: NamedModel, file: NamedFile) -> Digest | None:
+    """The digest that the configuration gives for a file, from the file or, if it is the only one, the model."""
+    text = file.sha256 or (model.sha256 if len(model.files) <= 1 else None)
+    return None if text is None else parse_digest(text)
+
+
+def source_ref(model: NamedModel) -> Ref:
+    """The parsed `source`."""
+    return parse_ref(model.source)

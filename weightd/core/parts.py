@@ -1,0 +1,27 @@
+"""Which byte ranges a file is moved in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MIB = 1 << 20
+DEFAULT_PART = 16 * MIB
+"""The range size that the field uses (8-16 MB per AWS's guidance); a multiple of every page size in use."""
+ALIGN = 4096
+"""Offsets and lengths of O_DIRECT writes; parts begin at multiples of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """`index` counts from 0; `offset` and `length` are bytes within the file."""
+
+    index: int
+    offset: int
+    length: int
+
+
+def plan_parts(size: int, part_size: int = DEFAULT_PART) -> list[Part]:
+    """Contiguous parts of `part_size` bytes, the last one shorter; none for an empty file."""
+    if part_size <= 0 or part_size % ALIGN:
+        raise ValueError(f"part size {part_size} is not a positive multiple of {ALIGN}")
+    return [Part(i, o, min(part_size, size - o)) for i, o in enumerate(range(0, size, part_size))]

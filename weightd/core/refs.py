@@ -1,0 +1,102 @@
+"""Refs: what a user names."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import NamedTuple
+from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
+
+from weightd.core.errors import RefSyntax
+
+READABLE = ("https", "http", "file")
+"""Schemes that this version reads."""
+PLANNED = ("s3", "hf")
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(?:/[A-Za-z0-9][A-Za-z0-9._-]*){0,3}")
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+
+
+class Ref(NamedTuple):
+    """`scheme` is one of READABLE, or "name" for a configured model. `text` is what the user wrote."""
+
+    scheme: str
+    text: str
+
+    @property
+    def shown(self) -> str:
+        """For answers, logs and errors: without credentials."""
+        return self.text if self.scheme == "name" else redact(self.text)
+
+    @property
+    def key(self) -> str:
+        """A directory name for this ref: readable, and unique by a hash where the text had to be changed."""
+        if self.scheme == "name" and "/" not in self.text:
+            return self.text
+        readable = re.sub(r"[^A-Za-z0-9._-]+", "-", self.shown.split("?")[0]).strip("-.")[-80:].strip("-.")
+        return f"{readable}-{hashlib.sha256(self.text.encode()).hexdigest()[:10]}"
+
+
+def parse_ref(text: str) -> Ref:
+    """Check a user's ref. Raises RefSyntax, which says what is wrong and never repeats a password."""
+    text = text.strip()
+    match = _SCHEME.match(text)
+    if match is None:
+        if _NAME.fullmatch(text):
+            return Ref("name", text)
+        raise RefSyntax(
+            f"not a ref: {text[:200]!r}",
+            remedy="Use https://host/path, http://host/path, file:///path or the name of a configured model.",
+        )
+    scheme = match[1].lower()
+    if scheme in PLANNED:
+        raise RefSyntax(
+            f"{scheme}:// refs are not read by this version",
+            ref=redact(text),
+            remedy="Use https://, http:// or file://, or an HTTPS address of the same object.",
+        )
+    if scheme not in READABLE:
+        raise RefSyntax(f"unknown scheme {scheme!r}", ref=redact(text), remedy=f"Schemes are {', '.join(READABLE)}.")
+    _check_url(scheme, text)
+    return Ref(scheme, text)
+
+
+def _check_url(scheme: str, text: str) -> None:
+    if any(ord(c) <= 32 or ord(c) == 127 for c in text):
+        raise RefSyntax(
+            "a ref may not hold spaces or control characters", ref=redact(text), remedy="Write them as %20."
+        )
+    url = _split(text)
+    if scheme == "file":
+        path = unquote(url.path)
+        if url.netloc not in ("", "localhost") or not path.startswith("/") or "\0" in path:
+            raise RefSyntax(
+                "a file ref needs an absolute path on this host",
+                ref=redact(text),
+                remedy="Write file:///path/to/model.",
+            )
+        return
+    if not url.hostname:
+        raise RefSyntax("no host in the ref", ref=redact(text), remedy="Write https://host/path.")
+    if url.fragment:
+        raise RefSyntax("a ref has no fragment", ref=redact(text), remedy="Drop the part after '#'.")
+
+
+def _split(text: str) -> SplitResult:
+    try:
+        url = urlsplit(text)
+        _ = url.port
+    except ValueError as e:
+        raise RefSyntax(f"malformed ref: {e}", remedy="Check the host and port.") from None
+    return url
+
+
+def redact(url: str) -> str:
+    """A URL for people: user, password and query values removed. Never raises."""
+    try:
+        parts = urlsplit(url)
+        netloc = parts.netloc.rpartition("@")[2]
+        query = "&".join(f"{pair.split('=', 1)[0]}=…" for pair in parts.query.split("&")) if parts.query else ""
+        return urlunsplit((parts.scheme, netloc, parts.path, query, ""))
+    except ValueError:
+        return "<malformed URL>"

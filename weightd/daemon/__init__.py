@@ -1,0 +1,1 @@
+"""The process that runs once on each host."""

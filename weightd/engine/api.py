@@ -1,0 +1,148 @@
+"""What the engine offers to the RPC handlers, as data. The engine itself is `weightd.engine.engine.Engine`."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+import msgspec
+
+from weightd.core.digest import Digest
+from weightd.core.lifecycle import DaemonState, Residency
+from weightd.core.manifest import Manifest
+from weightd.core.progress import Progress
+from weightd.core.verification import Verification
+
+
+class Tier(enum.Enum):
+    """The values are those of the wire."""
+
+    SHM = 1
+    NVME = 2
+
+
+class FileState(msgspec.Struct, frozen=True):
+    """One file of a model that is held here. `segment` is "" unless resident in shm (or 0 bytes long)."""
+
+    path: str
+    size: int
+    digest: Digest
+    verification: Verification
+    shm: Residency
+    nvme: Residency
+    segment: str = ""
+
+
+class ModelState(msgspec.Struct, frozen=True):
+    """A model that is held here, as of now."""
+
+    ref: str
+    revision: str
+    format: str
+    directory: str
+    leases: int
+    last_used: float
+    files: tuple[FileState, ...]
+
+    @property
+    def size(self) -> int:
+        return sum(f.size for f in self.files)
+
+    @property
+    def verification(self) -> Verification:
+        return min(f.verification for f in self.files)
+
+    def residency(self, tier: Tier) -> Residency:
+        """RESIDENT when all files are, ABSENT when one is, else FILLING."""
+        states = {f.shm if tier is Tier.SHM else f.nvme for f in self.files}
+        if states == {Residency.RESIDENT}:
+            return Residency.RESIDENT
+        return Residency.FILLING if Residency.FILLING in states else Residency.ABSENT
+
+
+class EventKind(enum.Enum):
+    """The values are those of the wire."""
+
+    FETCH_STARTED = 1
+    FETCH_FINISHED = 2
+    FETCH_FAILED = 3
+    LOADED = 4
+    ACQUIRED = 5
+    RELEASED = 6
+
+
+class Event(msgspec.Struct, frozen=True):
+    """Something that happened; `time` in Unix seconds."""
+
+    kind: EventKind
+    ref: str
+    revision: str
+    time: float
+    detail: str = ""
+
+
+class TierStatus(msgspec.Struct, frozen=True):
+    """Bytes."""
+
+    budget: int
+    reserved: int
+    resident: int
+    free: int
+
+
+class EngineStatus(msgspec.Struct, frozen=True):
+    """`uptime` in seconds; the counts are as of now."""
+
+    state: DaemonState
+    uptime: float
+    state_directory: str
+    shm: TierStatus
+    nvme: TierStatus
+    leases: int
+    models: int
+    transfers: int
+    shm_huge_bytes: int
+
+
+class Lease(Protocol):
+    """A worker's claim; made by `Engine.acquire`."""
+
+    @property
+    def model(self) -> ModelState: ...
+
+    def release(self) -> None:
+        """Idempotent."""
+        ...
+
+
+class EngineApi(Protocol):
+    """Called on the event loop only."""
+
+    async def resolve(self, ref: str) -> Manifest: ...
+
+    def fetch(
+        self, ref: str, *, sha256: Digest | None = None, tier: Tier = Tier.SHM
+    ) -> AsyncIterator[Progress | ModelState]:
+        """Progress several times a second, then the model once. Closing the iterator drops this caller's interest."""
+        ...
+
+    def acquire(self, ref: str) -> AsyncIterator[Progress | Lease]:
+        """Progress while the model is not resident, then the lease once, at which the iterator ends.
+
+        The lease is taken before its blobs are committed, so nothing can evict what it waits for. Whoever receives
+        the lease must release it; one that was made but not received is released when the iterator is closed.
+        """
+        ...
+
+    def models(self) -> list[ModelState]: ...
+
+    def model(self, ref: str) -> ModelState:
+        """Raises ModelNotFound."""
+        ...
+
+    def watch(self) -> AsyncIterator[Event]:
+        """Events from now on. Raises TooSlow for a reader that falls 1,000 behind."""
+        ...
+
+    async def status(self) -> EngineStatus: ...

@@ -1,0 +1,1 @@
+"""Thin gRPC handlers over the engine."""

@@ -1,0 +1,1 @@
+"""Bytes elsewhere: origins that name files and let a thread read them."""

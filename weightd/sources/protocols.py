@@ -1,0 +1,66 @@
+"""What a source is: something that resolves refs, and lets a thread read ranges of their files.
+
+Resolving is asked on the event loop and must not block it. Reading happens in a receiver thread, straight into the
+memory where the bytes will stay.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from weightd.core.digest import Digest
+from weightd.core.manifest import FileSpec, Manifest
+from weightd.core.refs import Ref
+
+
+class Reader(Protocol):
+    """One connection to the origin of one file, used by one thread at a time.
+
+    `start`, then `readinto` until `length` bytes came, then `finish`; then `start` again, or `close`. After any
+    exception only `close` is allowed. Raises SourceUnavailable for what a retry may mend (a broken connection, a
+    stall, a short body, 5xx, 429), and SourceDenied, SourceNotFound, SourceChanged or SizeMismatch for what it
+    cannot.
+    """
+
+    def start(self, offset: int, length: int) -> None:
+        """Ask for `length` > 0 bytes from `offset`. The answer is validated before a byte of it is believed.
+
+        For a file without `ranges`, `offset` must be 0 and `length` the file's size.
+        """
+        ...
+
+    def readinto(self, view: memoryview) -> int:
+        """Fill the front of `view`, which is writable and not longer than what is left; returns the count, > 0."""
+        ...
+
+    def finish(self) -> None:
+        """All bytes were read: the body must end here. Raises SizeMismatch when it goes on."""
+        ...
+
+    def abort(self) -> None:
+        """Called from another thread: a blocked `start` or `readinto` raises soon. Idempotent."""
+        ...
+
+    def close(self) -> None:
+        """Idempotent."""
+        ...
+
+
+class Source(Protocol):
+    """All refs of some schemes."""
+
+    async def resolve(self, ref: Ref) -> Manifest:
+        """What `ref` means now, every file pinned. Raises NotFound, AccessDenied, Unavailable or InvalidArgument."""
+        ...
+
+    async def stat(self, ref: Ref, path: str, url: str, *, size: int | None, digest: Digest | None) -> FileSpec:
+        """Pin one file at `url` that will be called `path`; a given `size` must match (SizeMismatch)."""
+        ...
+
+    def reader(self, file: FileSpec) -> Reader:
+        """A new Reader; opens nothing before its `start`."""
+        ...
+
+    async def close(self) -> None:
+        """Idempotent."""
+        ...

@@ -1,0 +1,1 @@
+"""Bytes at rest: segments in shared memory, blobs and state on disk."""

@@ -1,0 +1,117 @@
+"""What holds bytes at rest. Every method may block: the engine calls them in threads, never on the event loop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+from weightd.core.digest import Digest
+from weightd.core.lifecycle import SegmentState
+
+
+class Segment(Protocol):
+    """One shared-memory object that holds one blob: CREATED → SEALED → UNLINKED."""
+
+    @property
+    def name(self) -> str:
+        """For shm_open(3), with the leading "/"; "" for a segment of 0 bytes, which has no object."""
+        ...
+
+    @property
+    def path(self) -> Path:
+        """Where the object appears in the file system."""
+        ...
+
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def state(self) -> SegmentState: ...
+
+    @property
+    def view(self) -> memoryview:
+        """Writable, `size` bytes; only while CREATED."""
+        ...
+
+    def seal(self) -> None:
+        """Publish: mode 0440, the writable map released. Nothing in this process can write it any more."""
+        ...
+
+    def unlink(self) -> None:
+        """Remove the name, if it is still this very object; existing maps stay valid. Idempotent."""
+        ...
+
+
+class SegmentStore(Protocol):
+    """Shared memory."""
+
+    def create(self, label: str, size: int) -> Segment:
+        """A new segment, every page of it allocated. Raises ShmFull; then nothing is left behind.
+
+        `label` (letters, digits, "-") appears in the name, which is unique.
+        """
+        ...
+
+    def free(self) -> int:
+        """Bytes free on the file system below."""
+        ...
+
+    def total(self) -> int:
+        """Bytes of the file system below."""
+        ...
+
+    def huge_bytes(self) -> int:
+        """Bytes of this store's segments that huge pages back."""
+        ...
+
+    def drop_leftovers(self) -> int:
+        """Unlink what an earlier process of the same owner left; returns how many. Called once, before `create`."""
+        ...
+
+
+class Ingest(Protocol):
+    """An invisible write of one blob: OPEN → VERIFYING → COMMITTED, or ABORTED."""
+
+    def write(self, offset: int, data: memoryview) -> None:
+        """Any thread, any order, disjoint ranges; `offset` is a multiple of parts.ALIGN. Raises DiskFull."""
+        ...
+
+    def commit(self, digest: Digest) -> None:
+        """Durable, then visible under `digest`. The caller has verified the bytes. Always closes, also on error."""
+        ...
+
+    def abort(self) -> None:
+        """Nothing stays. Idempotent, and harmless after `commit`."""
+        ...
+
+
+class BlobStore(Protocol):
+    """Immutable bytes by digest."""
+
+    def ingest(self, size: int) -> Ingest:
+        """Space for `size` bytes is allocated here. Raises DiskFull; then nothing is left behind."""
+        ...
+
+    def path(self, digest: Digest) -> Path:
+        """Where the blob is or would be; mode 0440."""
+        ...
+
+    def size(self, digest: Digest) -> int | None:
+        """Bytes, or None when it is not here."""
+        ...
+
+    def read(self, digest: Digest, offset: int, view: memoryview) -> None:
+        """Fill `view` from `offset`. Raises Corruption when the blob ends early, NotFound when it is gone."""
+        ...
+
+    def delete(self, digest: Digest) -> None:
+        """Idempotent."""
+        ...
+
+    def free(self) -> int:
+        """Bytes free on the file system below."""
+        ...
+
+    def drop_leftovers(self) -> int:
+        """Remove every open ingest of an earlier process; returns how many."""
+        ...

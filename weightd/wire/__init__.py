@@ -1,0 +1,1 @@
+"""The wire format: generated protobuf, conversions, the one error table."""

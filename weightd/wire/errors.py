@@ -1,0 +1,43 @@
+"""The one table between error classes and gRPC, both ways."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import grpc
+
+from weightd.core import errors as e
+from weightd.wire.gen import weightd_pb2 as pb
+
+DETAIL_KEY: Final = "weightd-error-bin"
+
+STATUS: Final[dict[type[e.WeightdError], grpc.StatusCode]] = {
+    e.InvalidArgument: grpc.StatusCode.INVALID_ARGUMENT,
+    e.NotFound: grpc.StatusCode.NOT_FOUND,
+    e.AccessDenied: grpc.StatusCode.PERMISSION_DENIED,
+    e.Precondition: grpc.StatusCode.FAILED_PRECONDITION,
+    e.SourceChanged: grpc.StatusCode.ABORTED,
+    e.Unavailable: grpc.StatusCode.UNAVAILABLE,
+    e.Exhausted: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    e.Corruption: grpc.StatusCode.DATA_LOSS,
+    e.WeightdError: grpc.StatusCode.INTERNAL,
+}
+
+
+def status_of(error: e.WeightdError) -> grpc.StatusCode:
+    """The code of the error's family."""
+    return next(STATUS[c] for c in type(error).__mro__ if c in STATUS)
+
+
+def to_detail(error: e.WeightdError) -> bytes:
+    """The value of the trailing metadata DETAIL_KEY."""
+    return pb.ErrorDetail(
+        kind=type(error).__name__, message=error.message, ref=error.ref, file=error.file, remedy=error.remedy
+    ).SerializeToString()
+
+
+def from_detail(raw: bytes) -> e.WeightdError:
+    """The error that the daemon raised; an unknown class, from a newer daemon, becomes WeightdError."""
+    d = pb.ErrorDetail.FromString(raw)
+    cls = e.all_errors().get(d.kind, e.WeightdError)
+    return cls(d.message, ref=d.ref, file=d.file, remedy=d.remedy)

@@ -1,0 +1,320 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Verification(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    VERIFICATION_UNSPECIFIED: _ClassVar[Verification]
+    VERIFICATION_SIZE: _ClassVar[Verification]
+    VERIFICATION_CRC: _ClassVar[Verification]
+    VERIFICATION_SHA256: _ClassVar[Verification]
+
+class Tier(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    TIER_UNSPECIFIED: _ClassVar[Tier]
+    TIER_SHM: _ClassVar[Tier]
+    TIER_NVME: _ClassVar[Tier]
+
+class Phase(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    PHASE_UNSPECIFIED: _ClassVar[Phase]
+    PHASE_RESOLVING: _ClassVar[Phase]
+    PHASE_FETCHING: _ClassVar[Phase]
+    PHASE_LOADING: _ClassVar[Phase]
+    PHASE_VERIFYING: _ClassVar[Phase]
+
+class Residency(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    RESIDENCY_UNSPECIFIED: _ClassVar[Residency]
+    RESIDENCY_ABSENT: _ClassVar[Residency]
+    RESIDENCY_FILLING: _ClassVar[Residency]
+    RESIDENCY_RESIDENT: _ClassVar[Residency]
+    RESIDENCY_EVICTING: _ClassVar[Residency]
+VERIFICATION_UNSPECIFIED: Verification
+VERIFICATION_SIZE: Verification
+VERIFICATION_CRC: Verification
+VERIFICATION_SHA256: Verification
+TIER_UNSPECIFIED: Tier
+TIER_SHM: Tier
+TIER_NVME: Tier
+PHASE_UNSPECIFIED: Phase
+PHASE_RESOLVING: Phase
+PHASE_FETCHING: Phase
+PHASE_LOADING: Phase
+PHASE_VERIFYING: Phase
+RESIDENCY_UNSPECIFIED: Residency
+RESIDENCY_ABSENT: Residency
+RESIDENCY_FILLING: Residency
+RESIDENCY_RESIDENT: Residency
+RESIDENCY_EVICTING: Residency
+
+class ResolveRequest(_message.Message):
+    __slots__ = ("ref",)
+    REF_FIELD_NUMBER: _ClassVar[int]
+    ref: str
+    def __init__(self, ref: _Optional[str] = ...) -> None: ...
+
+class Manifest(_message.Message):
+    __slots__ = ("ref", "revision", "format", "files")
+    REF_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    FORMAT_FIELD_NUMBER: _ClassVar[int]
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    ref: str
+    revision: str
+    format: str
+    files: _containers.RepeatedCompositeFieldContainer[ManifestFile]
+    def __init__(self, ref: _Optional[str] = ..., revision: _Optional[str] = ..., format: _Optional[str] = ..., files: _Optional[_Iterable[_Union[ManifestFile, _Mapping]]] = ...) -> None: ...
+
+class ManifestFile(_message.Message):
+    __slots__ = ("path", "size", "digest", "source")
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    path: str
+    size: int
+    digest: str
+    source: str
+    def __init__(self, path: _Optional[str] = ..., size: _Optional[int] = ..., digest: _Optional[str] = ..., source: _Optional[str] = ...) -> None: ...
+
+class FetchRequest(_message.Message):
+    __slots__ = ("ref", "sha256", "tier")
+    REF_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    ref: str
+    sha256: str
+    tier: Tier
+    def __init__(self, ref: _Optional[str] = ..., sha256: _Optional[str] = ..., tier: _Optional[_Union[Tier, str]] = ...) -> None: ...
+
+class FetchEvent(_message.Message):
+    __slots__ = ("progress", "model")
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    progress: Progress
+    model: Model
+    def __init__(self, progress: _Optional[_Union[Progress, _Mapping]] = ..., model: _Optional[_Union[Model, _Mapping]] = ...) -> None: ...
+
+class AcquireRequest(_message.Message):
+    __slots__ = ("ref",)
+    REF_FIELD_NUMBER: _ClassVar[int]
+    ref: str
+    def __init__(self, ref: _Optional[str] = ...) -> None: ...
+
+class AcquireEvent(_message.Message):
+    __slots__ = ("progress", "handles")
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    HANDLES_FIELD_NUMBER: _ClassVar[int]
+    progress: Progress
+    handles: Handles
+    def __init__(self, progress: _Optional[_Union[Progress, _Mapping]] = ..., handles: _Optional[_Union[Handles, _Mapping]] = ...) -> None: ...
+
+class Progress(_message.Message):
+    __slots__ = ("phase", "bytes_done", "bytes_total", "bytes_per_second", "seconds_left", "files")
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    BYTES_DONE_FIELD_NUMBER: _ClassVar[int]
+    BYTES_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    BYTES_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_LEFT_FIELD_NUMBER: _ClassVar[int]
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    phase: Phase
+    bytes_done: int
+    bytes_total: int
+    bytes_per_second: float
+    seconds_left: float
+    files: _containers.RepeatedCompositeFieldContainer[FileProgress]
+    def __init__(self, phase: _Optional[_Union[Phase, str]] = ..., bytes_done: _Optional[int] = ..., bytes_total: _Optional[int] = ..., bytes_per_second: _Optional[float] = ..., seconds_left: _Optional[float] = ..., files: _Optional[_Iterable[_Union[FileProgress, _Mapping]]] = ...) -> None: ...
+
+class FileProgress(_message.Message):
+    __slots__ = ("path", "bytes_done", "bytes_total")
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    BYTES_DONE_FIELD_NUMBER: _ClassVar[int]
+    BYTES_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    path: str
+    bytes_done: int
+    bytes_total: int
+    def __init__(self, path: _Optional[str] = ..., bytes_done: _Optional[int] = ..., bytes_total: _Optional[int] = ...) -> None: ...
+
+class Handles(_message.Message):
+    __slots__ = ("ref", "revision", "format", "directory", "files")
+    REF_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    FORMAT_FIELD_NUMBER: _ClassVar[int]
+    DIRECTORY_FIELD_NUMBER: _ClassVar[int]
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    ref: str
+    revision: str
+    format: str
+    directory: str
+    files: _containers.RepeatedCompositeFieldContainer[FileHandle]
+    def __init__(self, ref: _Optional[str] = ..., revision: _Optional[str] = ..., format: _Optional[str] = ..., directory: _Optional[str] = ..., files: _Optional[_Iterable[_Union[FileHandle, _Mapping]]] = ...) -> None: ...
+
+class FileHandle(_message.Message):
+    __slots__ = ("path", "segment", "offset", "length", "digest", "verification")
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    SEGMENT_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    VERIFICATION_FIELD_NUMBER: _ClassVar[int]
+    path: str
+    segment: str
+    offset: int
+    length: int
+    digest: str
+    verification: Verification
+    def __init__(self, path: _Optional[str] = ..., segment: _Optional[str] = ..., offset: _Optional[int] = ..., length: _Optional[int] = ..., digest: _Optional[str] = ..., verification: _Optional[_Union[Verification, str]] = ...) -> None: ...
+
+class ListModelsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListModelsResponse(_message.Message):
+    __slots__ = ("models",)
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    models: _containers.RepeatedCompositeFieldContainer[Model]
+    def __init__(self, models: _Optional[_Iterable[_Union[Model, _Mapping]]] = ...) -> None: ...
+
+class GetModelRequest(_message.Message):
+    __slots__ = ("ref",)
+    REF_FIELD_NUMBER: _ClassVar[int]
+    ref: str
+    def __init__(self, ref: _Optional[str] = ...) -> None: ...
+
+class Model(_message.Message):
+    __slots__ = ("ref", "revision", "format", "directory", "size", "verification", "shm", "nvme", "leases", "last_used", "files")
+    REF_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    FORMAT_FIELD_NUMBER: _ClassVar[int]
+    DIRECTORY_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    VERIFICATION_FIELD_NUMBER: _ClassVar[int]
+    SHM_FIELD_NUMBER: _ClassVar[int]
+    NVME_FIELD_NUMBER: _ClassVar[int]
+    LEASES_FIELD_NUMBER: _ClassVar[int]
+    LAST_USED_FIELD_NUMBER: _ClassVar[int]
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    ref: str
+    revision: str
+    format: str
+    directory: str
+    size: int
+    verification: Verification
+    shm: Residency
+    nvme: Residency
+    leases: int
+    last_used: float
+    files: _containers.RepeatedCompositeFieldContainer[ModelFile]
+    def __init__(self, ref: _Optional[str] = ..., revision: _Optional[str] = ..., format: _Optional[str] = ..., directory: _Optional[str] = ..., size: _Optional[int] = ..., verification: _Optional[_Union[Verification, str]] = ..., shm: _Optional[_Union[Residency, str]] = ..., nvme: _Optional[_Union[Residency, str]] = ..., leases: _Optional[int] = ..., last_used: _Optional[float] = ..., files: _Optional[_Iterable[_Union[ModelFile, _Mapping]]] = ...) -> None: ...
+
+class ModelFile(_message.Message):
+    __slots__ = ("path", "size", "digest", "verification", "shm", "nvme")
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    VERIFICATION_FIELD_NUMBER: _ClassVar[int]
+    SHM_FIELD_NUMBER: _ClassVar[int]
+    NVME_FIELD_NUMBER: _ClassVar[int]
+    path: str
+    size: int
+    digest: str
+    verification: Verification
+    shm: Residency
+    nvme: Residency
+    def __init__(self, path: _Optional[str] = ..., size: _Optional[int] = ..., digest: _Optional[str] = ..., verification: _Optional[_Union[Verification, str]] = ..., shm: _Optional[_Union[Residency, str]] = ..., nvme: _Optional[_Union[Residency, str]] = ...) -> None: ...
+
+class WatchRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Event(_message.Message):
+    __slots__ = ("kind", "ref", "revision", "time", "detail")
+    class Kind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        KIND_UNSPECIFIED: _ClassVar[Event.Kind]
+        KIND_FETCH_STARTED: _ClassVar[Event.Kind]
+        KIND_FETCH_FINISHED: _ClassVar[Event.Kind]
+        KIND_FETCH_FAILED: _ClassVar[Event.Kind]
+        KIND_LOADED: _ClassVar[Event.Kind]
+        KIND_ACQUIRED: _ClassVar[Event.Kind]
+        KIND_RELEASED: _ClassVar[Event.Kind]
+    KIND_UNSPECIFIED: Event.Kind
+    KIND_FETCH_STARTED: Event.Kind
+    KIND_FETCH_FINISHED: Event.Kind
+    KIND_FETCH_FAILED: Event.Kind
+    KIND_LOADED: Event.Kind
+    KIND_ACQUIRED: Event.Kind
+    KIND_RELEASED: Event.Kind
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    REF_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    TIME_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
+    kind: Event.Kind
+    ref: str
+    revision: str
+    time: float
+    detail: str
+    def __init__(self, kind: _Optional[_Union[Event.Kind, str]] = ..., ref: _Optional[str] = ..., revision: _Optional[str] = ..., time: _Optional[float] = ..., detail: _Optional[str] = ...) -> None: ...
+
+class GetStatusRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Status(_message.Message):
+    __slots__ = ("version", "pid", "state", "uptime", "state_directory", "shm", "nvme", "leases", "models", "transfers", "shm_huge_bytes")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    UPTIME_FIELD_NUMBER: _ClassVar[int]
+    STATE_DIRECTORY_FIELD_NUMBER: _ClassVar[int]
+    SHM_FIELD_NUMBER: _ClassVar[int]
+    NVME_FIELD_NUMBER: _ClassVar[int]
+    LEASES_FIELD_NUMBER: _ClassVar[int]
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    TRANSFERS_FIELD_NUMBER: _ClassVar[int]
+    SHM_HUGE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    version: str
+    pid: int
+    state: str
+    uptime: float
+    state_directory: str
+    shm: TierStatus
+    nvme: TierStatus
+    leases: int
+    models: int
+    transfers: int
+    shm_huge_bytes: int
+    def __init__(self, version: _Optional[str] = ..., pid: _Optional[int] = ..., state: _Optional[str] = ..., uptime: _Optional[float] = ..., state_directory: _Optional[str] = ..., shm: _Optional[_Union[TierStatus, _Mapping]] = ..., nvme: _Optional[_Union[TierStatus, _Mapping]] = ..., leases: _Optional[int] = ..., models: _Optional[int] = ..., transfers: _Optional[int] = ..., shm_huge_bytes: _Optional[int] = ...) -> None: ...
+
+class TierStatus(_message.Message):
+    __slots__ = ("budget", "reserved", "resident", "free")
+    BUDGET_FIELD_NUMBER: _ClassVar[int]
+    RESERVED_FIELD_NUMBER: _ClassVar[int]
+    RESIDENT_FIELD_NUMBER: _ClassVar[int]
+    FREE_FIELD_NUMBER: _ClassVar[int]
+    budget: int
+    reserved: int
+    resident: int
+    free: int
+    def __init__(self, budget: _Optional[int] = ..., reserved: _Optional[int] = ..., resident: _Optional[int] = ..., free: _Optional[int] = ...) -> None: ...
+
+class ErrorDetail(_message.Message):
+    __slots__ = ("kind", "message", "ref", "file", "remedy")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    REF_FIELD_NUMBER: _ClassVar[int]
+    FILE_FIELD_NUMBER: _ClassVar[int]
+    REMEDY_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    message: str
+    ref: str
+    file: str
+    remedy: str
+    def __init__(self, kind: _Optional[str] = ..., message: _Optional[str] = ..., ref: _Optional[str] = ..., file: _Optional[str] = ..., remedy: _Optional[str] = ...) -> None: ...
