@@ -7,7 +7,7 @@ import hashlib
 import msgspec
 
 from weightd.core.digest import Digest
-from weightd.core.errors import ManifestError
+from weightd.core.errors import InvalidArgument, ManifestError
 
 MAX_PATH = 1024
 MAX_NAME = 255
@@ -126,3 +126,21 @@ def _revision(files: tuple[FileSpec, ...]) -> str:
         identity = f.source_key or f"{f.url}\0{f.size}"
         text.update(f"{f.path}\0{f.size}\0{identity}\n".encode())
     return text.hexdigest()[:16]
+
+
+def with_digest(manifest: Manifest, sha256: Digest | None) -> Manifest:
+    """The caller's digest added to a model of one file. Raises InvalidArgument for any other model."""
+    if sha256 is None:
+        return manifest
+    if len(manifest.files) != 1:
+        raise InvalidArgument(
+            f"a SHA-256 was given for a model of {len(manifest.files)} files",
+            ref=manifest.ref,
+            remedy="Give the digests of several files in a models.json.",
+        )
+    file = manifest.files[0]
+    if file.digest not in (None, sha256):
+        raise InvalidArgument(
+            "the given SHA-256 is not the configured one", file=file.path, remedy="Correct one of the two."
+        )
+    return make_manifest(manifest.ref, manifest.format, [msgspec.structs.replace(file, digest=sha256)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Protocol
 
 import msgspec
@@ -123,11 +123,11 @@ class EngineApi(Protocol):
 
     def fetch(
         self, ref: str, *, sha256: Digest | None = None, tier: Tier = Tier.SHM
-    ) -> AsyncIterator[Progress | ModelState]:
+    ) -> AsyncGenerator[Progress | ModelState, None]:
         """Progress several times a second, then the model once. Closing the iterator drops this caller's interest."""
         ...
 
-    def acquire(self, ref: str) -> AsyncIterator[Progress | Lease]:
+    def acquire(self, ref: str) -> AsyncGenerator[Progress | Lease, None]:
         """Progress while the model is not resident, then the lease once, at which the iterator ends.
 
         The lease is taken before its blobs are committed, so nothing can evict what it waits for. Whoever receives
@@ -141,7 +141,7 @@ class EngineApi(Protocol):
         """Raises ModelNotFound."""
         ...
 
-    def watch(self) -> AsyncIterator[Event]:
+    def watch(self) -> AsyncGenerator[Event, None]:
         """Events from now on. Raises TooSlow for a reader that falls 1,000 behind."""
         ...
 

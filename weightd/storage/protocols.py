@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -76,6 +77,10 @@ class Ingest(Protocol):
         """Any thread, any order, disjoint ranges; `offset` is a multiple of parts.ALIGN. Raises DiskFull."""
         ...
 
+    def read(self, offset: int, view: memoryview) -> None:
+        """Fill `view` with what was written at `offset`; for checks before the commit."""
+        ...
+
     def commit(self, digest: Digest) -> None:
         """Durable, then visible under `digest`. The caller has verified the bytes. Always closes, also on error."""
         ...
@@ -110,6 +115,10 @@ class BlobStore(Protocol):
 
     def free(self) -> int:
         """Bytes free on the file system below."""
+        ...
+
+    def digests(self) -> Iterator[Digest]:
+        """Of every blob here, in no order."""
         ...
 
     def drop_leftovers(self) -> int:

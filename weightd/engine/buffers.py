@@ -1,0 +1,82 @@
+"""Where received bytes land before they are hashed and written."""
+
+from __future__ import annotations
+
+import mmap
+import threading
+from typing import Protocol
+
+from weightd.core.parts import Part
+from weightd.storage.pages import footprint
+
+
+class Buffers(Protocol):
+    """Memory for parts. A part's view is used by one receiver, then by the hasher and the writer, then released."""
+
+    def acquire(self, part: Part, stop: threading.Event) -> memoryview | None:
+        """`part.length` writable bytes at a page-aligned address; waits for memory; None once `stop` is set."""
+        ...
+
+    def release(self, view: memoryview) -> None:
+        """The view is not used any more."""
+        ...
+
+    def close(self) -> None:
+        """All views were released. Idempotent."""
+        ...
+
+
+class SegmentBuffers:
+    """Parts stay where they are received: in the segment's own map."""
+
+    def __init__(self, view: memoryview) -> None:
+        self._view = view
+
+    def acquire(self, part: Part, stop: threading.Event) -> memoryview | None:
+        return None if stop.is_set() else self._view[part.offset : part.offset + part.length]
+
+    def release(self, view: memoryview) -> None:
+        view.release()
+
+    def close(self) -> None:
+        """The segment owns the map."""
+
+
+class SlabBuffers:
+    """A fixed number of equal slabs, used again and again: memory does not grow with the file.
+
+    No deadlock: receivers take a slab before they take a part, parts are taken in the order of the file, and a part
+    is hashed as soon as those before it are; so the first part not yet hashed always holds a slab.
+    """
+
+    def __init__(self, count: int, size: int) -> None:
+        self._slabs = [mmap.mmap(-1, footprint(max(size, 1))) for _ in range(count)]
+        self._free = list(self._slabs)
+        self._used: dict[int, mmap.mmap] = {}
+        self._changed = threading.Condition()
+
+    def acquire(self, part: Part, stop: threading.Event) -> memoryview | None:
+        with self._changed:
+            while not self._free:
+                if stop.is_set():
+                    return None
+                self._changed.wait(0.2)
+            if stop.is_set():
+                return None
+            slab = self._free.pop()
+            with memoryview(slab) as whole:
+                view = whole[: part.length]
+            self._used[id(view)] = slab
+            return view
+
+    def release(self, view: memoryview) -> None:
+        with self._changed:
+            slab = self._used.pop(id(view))
+            view.release()
+            self._free.append(slab)
+            self._changed.notify()
+
+    def close(self) -> None:
+        for slab in self._slabs:
+            slab.close()
+        self._slabs.clear()

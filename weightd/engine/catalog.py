@@ -1,0 +1,255 @@
+"""What this host holds: blobs by digest, models by ref. Changed on the event loop only; written through to State."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from weightd.core.budget import Budget
+from weightd.core.digest import Digest
+from weightd.core.errors import ModelNotFound
+from weightd.core.lifecycle import RESIDENCY, Lifecycle, Residency
+from weightd.core.manifest import FileSpec, Manifest
+from weightd.core.refs import Ref, parse_ref
+from weightd.core.verification import Verification
+from weightd.engine.api import FileState, ModelState
+from weightd.engine.threads import finish
+from weightd.storage.pages import footprint
+from weightd.storage.protocols import BlobStore, Segment, SegmentStore
+from weightd.storage.snapshots import ModelDirectories
+from weightd.storage.state import BlobRecord, ModelRecord, State
+
+T = TypeVar("T")
+
+
+class Blob:
+    """One committed blob and where it is resident. It is in the catalog exactly while it is on NVMe."""
+
+    __slots__ = ("nvme", "record", "segment", "shm")
+
+    def __init__(self, record: BlobRecord) -> None:
+        self.record = record
+        self.nvme = Lifecycle("nvme", RESIDENCY, Residency.ABSENT)
+        self.shm = Lifecycle("shm", RESIDENCY, Residency.ABSENT)
+        self.segment: Segment | None = None
+
+    @property
+    def in_shm(self) -> bool:
+        return self.shm.state is Residency.RESIDENT
+
+    def checksums(self) -> list[bytes]:
+        """xxh3-128 of each part."""
+        raw = self.record.checksums
+        return [raw[i : i + 16] for i in range(0, len(raw), 16)]
+
+    def __repr__(self) -> str:
+        return f"<Blob {self.record.digest[:19]} nvme={self.nvme.state.name} shm={self.shm.state.name}>"
+
+
+class Model:
+    """The current snapshot of a ref, all of its blobs committed."""
+
+    def __init__(self, ref: Ref, manifest: Manifest, blobs: dict[str, Blob], directory: Path, used: float) -> None:
+        self.ref, self.manifest, self.blobs, self.directory = ref, manifest, blobs, directory
+        self.leases = 0
+        self.last_used = used
+        self._files: tuple[FileState, ...] | None = None
+
+    @property
+    def in_shm(self) -> bool:
+        return all(b.in_shm for b in self.blobs.values())
+
+    @property
+    def digests(self) -> dict[str, Digest]:
+        """By file path."""
+        return {path: blob.record.digest for path, blob in self.blobs.items()}
+
+    def moved(self) -> None:
+        """The residency or verification of one of its blobs changed."""
+        self._files = None
+
+    def state(self) -> ModelState:
+        """As data. Cheap while nothing moved: an acquire makes one."""
+        if self._files is None:
+            self._files = tuple(_file_state(f, self.blobs[f.path]) for f in self.manifest.files)
+        return ModelState(
+            ref=self.ref.shown,
+            revision=self.manifest.revision,
+            format=self.manifest.format,
+            directory=str(self.directory),
+            leases=self.leases,
+            last_used=self.last_used,
+            files=self._files,
+        )
+
+
+def _file_state(file: FileSpec, blob: Blob) -> FileState:
+    return FileState(
+        path=file.path,
+        size=file.size,
+        digest=blob.record.digest,
+        verification=blob.record.verification,
+        shm=blob.shm.state,
+        nvme=blob.nvme.state,
+        segment=blob.segment.name if blob.in_shm and blob.segment else "",
+    )
+
+
+class Catalog:
+    """Blobs, models and the budgets of both tiers."""
+
+    def __init__(
+        self, *, segments: SegmentStore, blobs: BlobStore, state: State, models: Path, shm: Budget, nvme: Budget
+    ) -> None:
+        self.segments, self.store, self.shm, self.nvme = segments, blobs, shm, nvme
+        self.blobs: dict[Digest, Blob] = {}
+        self.seen: dict[str, Digest] = {}
+        self.models: dict[str, Model] = {}
+        self._state = state
+        self._models_root = models
+        self._io = ThreadPoolExecutor(8, "weightd-io")
+        self._db = ThreadPoolExecutor(1, "weightd-state")
+        self.recording = asyncio.Lock()
+        self._publishing = asyncio.Lock()
+
+    async def io(self, call: Callable[..., T], *args: object) -> T:
+        """A blocking call in a thread; its end is awaited even when the caller is cancelled."""
+        return await finish(asyncio.get_running_loop().run_in_executor(self._io, call, *args))
+
+    async def _write(self, call: Callable[..., T], *args: object) -> T:
+        return await finish(asyncio.get_running_loop().run_in_executor(self._db, call, *args))
+
+    async def start(self) -> None:
+        """Read what is on disk, trust what is recorded and has its size, drop the rest."""
+        await self._write(self._state.open)
+        records = await self._write(self._state.blobs)
+        kept = await self.io(self._survey, records)
+        for record in kept:
+            blob = self.blobs[record.digest] = Blob(record)
+            blob.nvme.to(Residency.FILLING)
+            blob.nvme.to(Residency.RESIDENT)
+            self.nvme.adopt(footprint(record.size))
+        for record in records:
+            if record.digest not in self.blobs:
+                await self._write(self._state.drop_blob, record.digest)
+        self.seen = {k: d for k, d in (await self._write(self._state.seen)).items() if d in self.blobs}
+        for model in await self._write(self._state.models):
+            await self._adopt(model)
+
+    def _survey(self, records: list[BlobRecord]) -> list[BlobRecord]:
+        self.segments.drop_leftovers()
+        self.store.drop_leftovers()
+        self._directories = ModelDirectories(self._models_root)
+        self._directories.drop_leftovers()
+        kept = [r for r in records if self.store.size(r.digest) == r.size]
+        # A blob without a record was renamed but not recorded before a crash: it cannot be proven.
+        for digest in set(self.store.digests()) - {r.digest for r in kept}:
+            self.store.delete(digest)
+        return kept
+
+    async def _adopt(self, record: ModelRecord) -> None:
+        if all(d in self.blobs for d in record.digests.values()):
+            await self.publish(parse_ref(record.manifest.ref), record.manifest, record.digests, record.last_used)
+
+    async def stop(self) -> None:
+        """Point the directories at NVMe, unlink every segment, close the state. Maps of workers stay valid."""
+        resident = [b for b in self.blobs.values() if b.in_shm]
+        for blob in resident:
+            blob.shm.to(Residency.EVICTING)
+        for model in self.models.values():
+            model.moved()
+            await self._link(model)
+        for blob in resident:
+            if blob.segment is not None:
+                await self.io(blob.segment.unlink)
+            blob.segment = None
+            blob.shm.to(Residency.ABSENT)
+            self.shm.free(footprint(blob.record.size))
+        await self._write(self._state.close)
+        self._io.shutdown()
+        self._db.shutdown()
+
+    def find(self, file: FileSpec) -> Blob | None:
+        """The blob of a pinned file, if its identity is known and it is on NVMe."""
+        digest = file.digest or self.seen.get(file.source_key)
+        return self.blobs.get(digest) if digest else None
+
+    async def record(self, record: BlobRecord, source_key: str) -> Blob:
+        """A blob that was committed to the store is now known, and RESIDENT on NVMe."""
+        await self._write(self._state.put_blob, record, source_key)
+        if source_key:
+            self.seen[source_key] = record.digest
+        blob = self.blobs.get(record.digest)
+        if blob is None:
+            blob = self.blobs[record.digest] = Blob(record)
+            blob.nvme.to(Residency.FILLING)
+            blob.nvme.to(Residency.RESIDENT)
+        blob.record = record
+        return blob
+
+    async def confirm(self, blob: Blob, file: FileSpec) -> None:
+        """Somebody gave the digest of a blob that was only recorded as first seen: now it is verified."""
+        if file.digest == blob.record.digest and blob.record.verification < Verification.SHA256:
+            await self.record(msgspec.structs.replace(blob.record, verification=Verification.SHA256), "")
+            self._moved(blob)
+
+    async def drop(self, blob: Blob) -> None:
+        """A blob on NVMe proved damaged: forget and delete it. What is mapped or resident in shm is not touched."""
+        if self.blobs.get(blob.record.digest) is not blob:
+            return
+        del self.blobs[blob.record.digest]
+        self.seen = {k: d for k, d in self.seen.items() if d != blob.record.digest}
+        self.nvme.free(footprint(blob.record.size))
+        blob.nvme.to(Residency.EVICTING)
+        await self._write(self._state.drop_blob, blob.record.digest)
+        await self.io(self.store.delete, blob.record.digest)
+        blob.nvme.to(Residency.ABSENT)
+        self._moved(blob)
+
+    def _moved(self, blob: Blob) -> None:
+        for model in self.models.values():
+            if blob in model.blobs.values():
+                model.moved()
+
+    async def publish(self, ref: Ref, manifest: Manifest, digests: dict[str, Digest], used: float) -> Model:
+        """Make a snapshot whose blobs are all here the current one of its ref."""
+        async with self._publishing:
+            held = self.models.get(ref.text)
+            blobs = {path: self.blobs[d] for path, d in digests.items()}
+            same = held is not None and held.manifest == manifest and held.blobs == blobs
+            if held is not None and same:
+                model = held
+            else:
+                directory = self._directories.path(ref.key, manifest.revision)
+                model = Model(ref, manifest, blobs, directory, used)
+                await self._write(self._state.put_model, ModelRecord(manifest, digests, used))
+            await self._link(model)
+            model.moved()
+            self.models[ref.text] = model
+            return model
+
+    async def _link(self, model: Model) -> None:
+        targets = {path: self._where(blob) for path, blob in model.blobs.items()}
+        await self.io(self._directories.publish, model.ref.key, model.manifest.revision, targets)
+
+    def _where(self, blob: Blob) -> Path:
+        if blob.in_shm and blob.segment is not None and blob.segment.name:
+            return blob.segment.path
+        return self.store.path(blob.record.digest)
+
+    def model(self, ref: Ref) -> Model:
+        """Raises ModelNotFound."""
+        try:
+            return self.models[ref.text]
+        except KeyError:
+            raise ModelNotFound("this host does not hold the model", ref=ref.shown, remedy="Fetch it first.") from None
+
+    def touch(self, model: Model) -> None:
+        """It is used now."""
+        model.last_used = time.time()

@@ -1,0 +1,227 @@
+"""The engine: refs in, models out. The one object that the RPC handlers and the daemon talk to."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from weightd.core.budget import Budget
+from weightd.core.digest import Digest
+from weightd.core.errors import Draining, WeightdError
+from weightd.core.lifecycle import DAEMON, DaemonState, Lifecycle
+from weightd.core.manifest import Manifest, with_digest
+from weightd.core.progress import Progress
+from weightd.core.refs import Ref, parse_ref
+from weightd.engine.api import EngineStatus, Event, EventKind, ModelState, Tier, TierStatus
+from weightd.engine.bring import Bringer
+from weightd.engine.catalog import Catalog, Model
+from weightd.engine.events import Events
+from weightd.engine.flights import Flight, Flights
+from weightd.engine.mover import Mover
+from weightd.engine.transfer import TransferOptions
+from weightd.sources.protocols import Source
+from weightd.storage.protocols import BlobStore, SegmentStore
+from weightd.storage.state import State
+
+TICK = 0.1
+"""Seconds between two progress messages."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """`state_dir` holds blobs, models and state.db. Budgets in bytes. `transfers` may run at once."""
+
+    state_dir: Path
+    shm_budget: int
+    nvme_budget: int
+    transfer: TransferOptions = field(default_factory=TransferOptions)
+    transfers: int = 2
+
+
+class ModelLease:
+    """A worker's claim on a model; see `api.Lease`."""
+
+    def __init__(self, engine: Engine, model: Model) -> None:
+        self._engine, self._model = engine, model
+        self._held = True
+        model.leases += 1
+        engine.leases += 1
+
+    @property
+    def model(self) -> ModelState:
+        return self._model.state()
+
+    def release(self) -> None:
+        if self._held:
+            self._held = False
+            self._model.leases -= 1
+            self._engine.leases -= 1
+            self._engine.announce(EventKind.RELEASED, self._model)
+
+    def __repr__(self) -> str:
+        return f"<ModelLease {self._model.ref.shown} {'held' if self._held else 'released'}>"
+
+
+class Engine:
+    """Implements `api.EngineApi`. `start` first; every method on the event loop.
+
+    With `state_dir` on a file system without room, `start` fails; after `stop` nothing of it is in shared memory.
+    """
+
+    def __init__(
+        self, options: EngineOptions, *, segments: SegmentStore, blobs: BlobStore, sources: Source, state: State
+    ) -> None:
+        self._options = options
+        self._sources = sources
+        self._life = Lifecycle("engine", DAEMON, DaemonState.STARTING)
+        self._catalog = Catalog(
+            segments=segments,
+            blobs=blobs,
+            state=state,
+            models=options.state_dir / "models",
+            shm=Budget("shm", options.shm_budget),
+            nvme=Budget("nvme", options.nvme_budget),
+        )
+        self._mover = Mover(self._catalog, sources, options.transfer, asyncio.Semaphore(options.transfers))
+        self._bringer = Bringer(self._catalog, self._mover)
+        self._flights: Flights[Model] = Flights()
+        self._events = Events()
+        self.leases = 0
+        self._started = time.monotonic()
+
+    async def start(self) -> None:
+        """Read the state, drop what an earlier process left half done, serve what is proven."""
+        await self._catalog.start()
+        self._life.to(DaemonState.SERVING)
+
+    async def stop(self) -> None:
+        """No new work; work under way is cancelled and cleaned up; segments are unlinked. Idempotent."""
+        if self._life.state is not DaemonState.SERVING:
+            return
+        self._life.to(DaemonState.DRAINING)
+        await self._flights.stop()
+        self._events.close()
+        await self._catalog.stop()
+        await self._sources.close()
+        self._life.to(DaemonState.STOPPED)
+
+    def _serving(self) -> None:
+        if self._life.state is not DaemonState.SERVING:
+            raise Draining(
+                f"the daemon is {self._life.state.value}", remedy="Try again when it has been started again."
+            )
+
+    async def resolve(self, ref: str) -> Manifest:
+        self._serving()
+        return await self._resolve(parse_ref(ref), None)
+
+    async def _resolve(self, ref: Ref, sha256: Digest | None) -> Manifest:
+        try:
+            return with_digest(await self._sources.resolve(ref), sha256)
+        except WeightdError as e:
+            raise e.about(ref=ref.shown) from None
+
+    async def fetch(
+        self, ref: str, *, sha256: Digest | None = None, tier: Tier = Tier.SHM
+    ) -> AsyncGenerator[Progress | ModelState, None]:
+        self._serving()
+        parsed = parse_ref(ref)
+        flight = self._start_flight(("fetch", parsed.text, sha256, tier), parsed, sha256, tier, held=None)
+        async with aclosing(self._follow(flight)) as events:
+            async for event in events:
+                yield event.state() if isinstance(event, Model) else event
+
+    async def acquire(self, ref: str) -> AsyncGenerator[Progress | ModelLease, None]:
+        self._serving()
+        parsed = parse_ref(ref)
+        held = self._catalog.models.get(parsed.text)
+        if held is not None and held.in_shm:
+            yield self._lease(held)
+            return
+        flight = self._start_flight(("acquire", parsed.text), parsed, None, Tier.SHM, held=held)
+        async with aclosing(self._follow(flight)) as events:
+            async for event in events:
+                yield self._lease(event) if isinstance(event, Model) else event
+
+    def _lease(self, model: Model) -> ModelLease:
+        self._catalog.touch(model)
+        lease = ModelLease(self, model)
+        self.announce(EventKind.ACQUIRED, model)
+        return lease
+
+    def _start_flight(
+        self, key: tuple[object, ...], ref: Ref, sha256: Digest | None, tier: Tier, held: Model | None
+    ) -> Flight[Model]:
+        return self._flights.get(key, lambda flight: self._fly(flight, ref, sha256, tier, held))
+
+    async def _follow(self, flight: Flight[Model]) -> AsyncGenerator[Progress | Model, None]:
+        """Progress while the flight goes on, then its model. Leaving early drops this caller's interest."""
+        flight.join()
+        try:
+            while not flight.task.done():
+                await asyncio.wait([flight.task], timeout=TICK)
+                if not flight.task.done():
+                    yield flight.tracker.snapshot(time.monotonic())
+            if flight.task.cancelled():
+                raise Draining("the daemon is stopping", remedy="Try again when it has been started again.")
+            yield flight.task.result()
+        finally:
+            flight.leave()
+
+    async def _fly(
+        self, flight: Flight[Model], ref: Ref, sha256: Digest | None, tier: Tier, held: Model | None
+    ) -> Model:
+        revision = held.manifest.revision if held else ""
+        try:
+            if held is None:
+                manifest, recorded = await self._resolve(ref, sha256), None
+                revision = manifest.revision
+                self._events.emit(EventKind.FETCH_STARTED, ref, revision)
+            else:
+                manifest, recorded = held.manifest, held.digests
+            digests = await self._bringer.bring(manifest, tier, flight, recorded)
+            model = await self._catalog.publish(ref, manifest, digests, time.time())
+        except WeightdError as e:
+            self._events.emit(EventKind.FETCH_FAILED, ref, revision, e.message)
+            raise e.about(ref=ref.shown) from None
+        self._events.emit(EventKind.LOADED if held else EventKind.FETCH_FINISHED, ref, revision)
+        return model
+
+    def announce(self, kind: EventKind, model: Model) -> None:
+        """Tell the watchers."""
+        self._events.emit(kind, model.ref, model.manifest.revision)
+
+    def models(self) -> list[ModelState]:
+        return [m.state() for m in sorted(self._catalog.models.values(), key=lambda m: m.ref.text)]
+
+    def model(self, ref: str) -> ModelState:
+        return self._catalog.model(parse_ref(ref)).state()
+
+    def watch(self) -> AsyncGenerator[Event, None]:
+        self._serving()
+        return self._events.watch()
+
+    async def status(self) -> EngineStatus:
+        catalog = self._catalog
+        return EngineStatus(
+            state=self._life.state,
+            uptime=time.monotonic() - self._started,
+            state_directory=str(self._options.state_dir),
+            shm=_tier_status(catalog.shm, await catalog.io(catalog.segments.free)),
+            nvme=_tier_status(catalog.nvme, await catalog.io(catalog.store.free)),
+            leases=self.leases,
+            models=len(catalog.models),
+            transfers=self._mover.running,
+            shm_huge_bytes=await catalog.io(catalog.segments.huge_bytes),
+        )
+
+    def __repr__(self) -> str:
+        return f"<Engine {self._life.state.name} models={len(self._catalog.models)} leases={self.leases}>"
+
+
+def _tier_status(budget: Budget, free: int) -> TierStatus:
+    return TierStatus(budget.limit, budget.reserved, budget.resident, free)

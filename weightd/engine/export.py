@@ -1,0 +1,172 @@
+"""Fetch without a daemon: the same transfer, into a directory of the user's."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from weightd.core.digest import Digest
+from weightd.core.errors import WeightdError
+from weightd.core.manifest import FileSpec, Manifest, with_digest
+from weightd.core.progress import Phase, Progress
+from weightd.core.refs import parse_ref
+from weightd.core.verification import Verification
+from weightd.engine.buffers import SlabBuffers
+from weightd.engine.checks import check_digest, check_format
+from weightd.engine.jobs import FileJob
+from weightd.engine.mover import EMPTY
+from weightd.engine.threads import finish, in_own_thread
+from weightd.engine.tracker import Tracker
+from weightd.engine.transfer import Transfer, TransferOptions
+from weightd.sources.protocols import Source
+from weightd.storage.blobs import FileIngest
+from weightd.storage.exports import ExportDirectory
+
+T = TypeVar("T")
+
+TICK = 0.1
+"""Seconds between two progress messages."""
+
+
+class ExportedFile(msgspec.Struct, frozen=True):
+    """A file that was left in the directory; `path` is relative to it, `size` in bytes."""
+
+    path: str
+    size: int
+    digest: Digest
+    verification: Verification
+
+
+@dataclass(slots=True, eq=False)
+class _Export:
+    file: FileSpec
+    ingest: FileIngest
+    job: FileJob | None = None
+    digest: Digest = EMPTY
+
+    @property
+    def done(self) -> int:
+        return self.job.done if self.job else self.file.size
+
+
+@dataclass(slots=True)
+class _Plan:
+    """What one fetch_to needs in its threads."""
+
+    directory: ExportDirectory
+    options: TransferOptions
+    sources: Source
+    exports: list[_Export] = field(default_factory=list)
+    slabs: SlabBuffers | None = None
+
+    def allocate(self, manifest: Manifest) -> None:
+        for file in manifest.files:
+            self.exports.append(_Export(file, self.directory.ingest(file.path, file.size)))
+
+    def transfer(self) -> Transfer:
+        largest = max((e.file.size for e in self.exports), default=0)
+        slabs = self.slabs = SlabBuffers(self.options.slabs, min(self.options.part_size, largest))
+        for e in self.exports:
+            if e.file.size:
+                e.job = FileJob(
+                    e.file.path,
+                    e.file.size,
+                    part_size=self.options.part_size,
+                    reader=partial(self.sources.reader, e.file),
+                    buffers=slabs,
+                    ranges=e.file.ranges,
+                    write=e.ingest.write,
+                )
+        by_job = {e.job: e for e in self.exports if e.job}
+        return Transfer(by_job, self.options, lambda job: _verify(by_job[job]))
+
+    def publish(self) -> None:
+        self.directory.publish({e.file.path: e.ingest for e in self.exports})
+
+    def close(self) -> None:
+        for e in self.exports:
+            e.ingest.abort()
+        if self.slabs is not None:
+            self.slabs.close()
+        self.directory.close()
+
+
+def _verify(export: _Export) -> None:
+    """In a thread of the transfer, which its error stops."""
+    if export.job:
+        export.digest = export.job.digest
+    check_digest(export.digest, export.file.digest, export.file.path)
+    check_format(export.file.path, export.file.size, None, export.ingest.read)
+
+
+async def fetch_to(
+    ref: str,
+    directory: Path,
+    *,
+    sources: Source,
+    sha256: Digest | None = None,
+    options: TransferOptions | None = None,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+) -> list[ExportedFile]:
+    """Fetch `ref` and leave its verified files in `directory`, which is made if missing.
+
+    All files appear after all were verified, or none does. `on_progress` is called about ten times a second on the
+    event loop. Memory does not grow with the files. Raises the errors of resolving and fetching, DiskFull and
+    PathInTheWay; cancelling removes everything that was written.
+    """
+    parsed = parse_ref(ref)
+    on_progress(Progress(Phase.RESOLVING))
+    try:
+        manifest = with_digest(await sources.resolve(parsed), sha256)
+        return await _fetch(manifest, directory, sources, options or TransferOptions(), on_progress)
+    except WeightdError as e:
+        raise e.about(ref=parsed.shown) from None
+
+
+async def _fetch(
+    manifest: Manifest,
+    directory: Path,
+    sources: Source,
+    options: TransferOptions,
+    on_progress: Callable[[Progress], None],
+) -> list[ExportedFile]:
+    plan = _Plan(await _blocking(partial(ExportDirectory, directory)), options, sources)
+    try:
+        await _blocking(partial(plan.allocate, manifest))
+        transfer = await _blocking(plan.transfer)
+        tracker = Tracker(Phase.FETCHING, manifest.files, {e.file.path: e for e in plan.exports})
+        ticker = asyncio.create_task(_tick(tracker, on_progress))
+        try:
+            await in_own_thread(transfer.run, transfer.stop, "weightd-transfer")
+        finally:
+            ticker.cancel()
+        for export in plan.exports:
+            if export.job is None:
+                await _blocking(partial(_verify, export))
+        on_progress(tracker.snapshot(time.monotonic()))
+        await _blocking(plan.publish)
+        return [_result(e) for e in plan.exports]
+    finally:
+        await _blocking(plan.close)
+
+
+async def _blocking(call: Callable[[], T]) -> T:
+    return await finish(asyncio.get_running_loop().run_in_executor(None, call))
+
+
+async def _tick(tracker: Tracker, on_progress: Callable[[Progress], None]) -> None:
+    while True:
+        on_progress(tracker.snapshot(time.monotonic()))
+        await asyncio.sleep(TICK)
+
+
+def _result(export: _Export) -> ExportedFile:
+    verification = Verification.SHA256 if export.file.digest else Verification.SIZE
+    return ExportedFile(export.file.path, export.file.size, export.digest, verification)

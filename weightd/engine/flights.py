@@ -1,0 +1,67 @@
+"""Single-flight: however many ask, the work is done once, and goes on while anyone waits for it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Hashable
+from typing import Any, Generic, TypeVar
+
+from weightd.engine.tracker import Tracker
+
+T = TypeVar("T")
+
+
+class Flight(Generic[T]):
+    """One piece of work in progress. `join` and `leave` in pairs: when the last one leaves, it is cancelled."""
+
+    task: asyncio.Task[T]
+
+    def __init__(self) -> None:
+        self.tracker = Tracker()
+        self._interest = 0
+
+    def join(self) -> None:
+        self._interest += 1
+
+    def leave(self) -> None:
+        self._interest -= 1
+        if self._interest == 0:
+            self.task.cancel()
+
+    def __repr__(self) -> str:
+        return f"<Flight interest={self._interest} done={self.task.done()}>"
+
+
+class Flights(Generic[T]):
+    """Flights by key. A finished one is forgotten at once."""
+
+    def __init__(self) -> None:
+        self._flights: dict[Hashable, Flight[T]] = {}
+
+    def get(self, key: Hashable, start: Callable[[Flight[T]], Coroutine[Any, Any, T]]) -> Flight[T]:
+        """The flight under way for `key`, or a new one. The caller joins it before it awaits anything."""
+        flight = self._flights.get(key)
+        if flight is None or flight.task.cancelling():
+            flight = self._flights[key] = Flight()
+            flight.task = asyncio.get_running_loop().create_task(start(flight), name="flight")
+            flight.task.add_done_callback(lambda t: self._forget(key, t))
+        return flight
+
+    def _forget(self, key: Hashable, task: asyncio.Task[T]) -> None:
+        flight = self._flights.get(key)
+        if flight is not None and flight.task is task:
+            del self._flights[key]
+        # Whoever waited has the error; one that everybody left has none to tell.
+        if not task.cancelled():
+            task.exception()
+
+    def __len__(self) -> int:
+        return len(self._flights)
+
+    async def stop(self) -> None:
+        """Cancel all, and wait until they ended."""
+        tasks = [f.task for f in self._flights.values()]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)

@@ -1,0 +1,122 @@
+"""One file on its way: what is asked for, and what is known of it so far."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Sequence
+
+from weightd.core.digest import Digest, digest_of
+from weightd.core.parts import Part, plan_parts
+from weightd.engine.buffers import Buffers
+from weightd.sources.protocols import Reader
+
+
+class FileJob:
+    """Move one file of `size` > 0 bytes into `buffers`.
+
+    `reader` makes a Reader; without `ranges` the file comes as one stream. `write(offset, view)` puts a part on disk,
+    None leaves that out. `expected` are the recorded checksums of a blob that is loaded: each part is compared, and
+    SHA-256 is not computed again. Counters are written by the transfer's threads, and may be read by anyone.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        size: int,
+        *,
+        part_size: int,
+        reader: Callable[[], Reader],
+        buffers: Buffers,
+        ranges: bool = True,
+        write: Callable[[int, memoryview], None] | None = None,
+        expected: Sequence[bytes] | None = None,
+    ) -> None:
+        self.path, self.size, self.part_size = path, size, part_size
+        self.parts = plan_parts(size, part_size)
+        self.reader, self.buffers, self.ranges = reader, buffers, ranges
+        self.write, self.expected = write, expected
+        self.checksums: list[bytes] = [b""] * len(self.parts)
+        self.done = 0
+        self.frontier = Frontier(expected is None)
+        self._lock = threading.Lock()
+        self._steps = len(self.parts) * (2 if write else 1)
+
+    def add(self, count: int) -> None:
+        """Bytes received, negative when an attempt is given up."""
+        with self._lock:
+            self.done += count
+
+    def step(self) -> bool:
+        """A part was hashed or written; True once, when nothing is left to do."""
+        with self._lock:
+            self._steps -= 1
+            return self._steps == 0
+
+    @property
+    def digest(self) -> Digest:
+        """Of the whole file, once the job is complete. Only for jobs without `expected`."""
+        return digest_of(self.frontier.sha.digest())
+
+    def __repr__(self) -> str:
+        return f"<FileJob {self.path} {self.done}/{self.size}>"
+
+
+class Received:
+    """A part in memory, with the number of those who still read it."""
+
+    __slots__ = ("_lock", "_users", "job", "part", "view")
+
+    def __init__(self, job: FileJob, part: Part, view: memoryview, users: int) -> None:
+        self.job, self.part, self.view = job, part, view
+        self._users = users
+        self._lock = threading.Lock()
+
+    def release(self) -> None:
+        """One reader less; the last one gives the memory back."""
+        with self._lock:
+            self._users -= 1
+            last = self._users == 0
+        if last:
+            self.job.buffers.release(self.view)
+
+
+class Frontier:
+    """SHA-256 along the contiguous front of a file whose parts arrive in any order."""
+
+    def __init__(self, hashing: bool) -> None:
+        self.sha = hashlib.sha256()
+        self._hashing = hashing
+        self._waiting: dict[int, Received] = {}
+        self._next = 0
+        self._busy = False
+        self._lock = threading.Lock()
+
+    def offer(self, received: Received) -> bool:
+        """Add a part; True when the caller must see to it that `drain` runs."""
+        with self._lock:
+            self._waiting[received.part.index] = received
+            start = not self._busy and self._next in self._waiting
+            self._busy = self._busy or start
+            return start
+
+    def drain(self, done: Callable[[Received], None]) -> None:
+        """Hash what is contiguous, in this thread; `done` for each part."""
+        while (received := self._take()) is not None:
+            if self._hashing:
+                self.sha.update(received.view)
+            done(received)
+
+    def _take(self) -> Received | None:
+        with self._lock:
+            received = self._waiting.pop(self._next, None)
+            self._busy = received is not None
+            if received is not None:
+                self._next += 1
+            return received
+
+    def abandon(self) -> None:
+        """Give back the parts that will not be hashed, after every thread ended."""
+        for received in self._waiting.values():
+            received.release()
+        self._waiting.clear()

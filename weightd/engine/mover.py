@@ -1,0 +1,176 @@
+"""Moves items: allocate, transfer, verify, commit, seal. Either an item is committed, or nothing of it stays."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from weightd.core.digest import Digest, digest_of
+from weightd.core.errors import Corruption, NotFound, WeightdError
+from weightd.core.lifecycle import Residency
+from weightd.core.verification import Verification
+from weightd.engine.buffers import SlabBuffers
+from weightd.engine.catalog import Blob, Catalog
+from weightd.engine.checks import check_digest, check_format
+from weightd.engine.items import Item
+from weightd.engine.jobs import FileJob
+from weightd.engine.threads import finish, in_own_thread
+from weightd.engine.transfer import Stopped, Transfer, TransferOptions
+from weightd.sources.protocols import Source
+from weightd.storage.state import BlobRecord
+
+EMPTY = digest_of(bytes.fromhex("e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"))
+
+
+class DamagedBlob(Exception):
+    """A blob on NVMe failed its check while it was loaded."""
+
+    def __init__(self, blob: Blob) -> None:
+        super().__init__(blob)
+        self.blob = blob
+
+
+@dataclass(slots=True)
+class Mover:
+    """`slots` bounds how many transfers run at once."""
+
+    catalog: Catalog
+    sources: Source
+    options: TransferOptions
+    slots: asyncio.Semaphore
+    running: int = 0
+
+    async def move(self, items: list[Item], ref: str, committed: Callable[[Item, Blob], None]) -> None:
+        """Bring all `items`; `committed` is called on the loop for each. Raises the first error, DamagedBlob among
+        them; every item that was committed until then stays."""
+        reserved: list[Item] = []
+        try:
+            for item in items:
+                item.reserve(self.catalog, ref)
+                reserved.append(item)
+            async with self.slots:
+                self.running += 1
+                try:
+                    await self._move(items, committed)
+                finally:
+                    self.running -= 1
+        finally:
+            for item in reserved:
+                item.unreserve(self.catalog)
+
+    async def _move(self, items: list[Item], committed: Callable[[Item, Blob], None]) -> None:
+        slabs = None
+        try:
+            await self.catalog.io(_allocate, items, self.catalog)
+            if any(i.segment is None and i.file.size for i in items):
+                largest = max(i.file.size for i in items)
+                slabs = SlabBuffers(self.options.slabs, min(self.options.part_size, largest))
+            for item in items:
+                item.make_job(self.options.part_size, self.sources, self.catalog.store, slabs)
+            await self._transfer(items, committed)
+        finally:
+            await self.catalog.io(_discard, items)
+            if slabs is not None:
+                slabs.close()
+
+    async def _transfer(self, items: list[Item], committed: Callable[[Item, Blob], None]) -> None:
+        """Each file is committed as soon as it is complete, while the others still come."""
+        loop = asyncio.get_running_loop()
+        by_job = {i.job: i for i in items if i.job is not None}
+        commits: list[asyncio.Task[None]] = []
+        failures: list[BaseException] = []
+
+        async def commit(item: Item) -> None:
+            try:
+                committed(item, await self._commit(item))
+            except BaseException as e:
+                failures.append(e)
+                transfer.stop()
+                raise
+
+        def received(job: FileJob) -> None:
+            loop.call_soon_threadsafe(lambda: commits.append(loop.create_task(commit(by_job[job]))))
+
+        transfer = Transfer(by_job, self.options, received)
+        commits.extend(loop.create_task(commit(i)) for i in items if i.job is None)
+        try:
+            await in_own_thread(transfer.run, transfer.stop, "weightd-transfer")
+        except Stopped:
+            pass
+        except (Corruption, NotFound) as e:
+            self._raise_damaged(items, e)
+        finally:
+            # A commit that began ends, even when this is cancelled: nothing is left half done.
+            await finish(asyncio.ensure_future(asyncio.gather(*commits, return_exceptions=True)))
+        if failures:
+            raise failures[0]
+
+    @staticmethod
+    def _raise_damaged(items: list[Item], error: WeightdError) -> None:
+        item = next((i for i in items if i.file.path == error.file), None)
+        if item is not None and item.held is not None:
+            raise DamagedBlob(item.held) from error
+        raise error
+
+    async def _commit(self, item: Item) -> Blob:
+        if item.held is not None:
+            return await self._commit_load(item, item.held)
+        digest = item.job.digest if item.job else EMPTY
+        check_digest(digest, item.expected, item.file.path)
+        blob = await self._commit_fetch(item, digest)
+        if item.segment is not None:
+            await self._seal(item, blob)
+        item.committed = True
+        return blob
+
+    async def _commit_load(self, item: Item, blob: Blob) -> Blob:
+        await self._seal(item, blob)
+        item.committed = True
+        return blob
+
+    async def _commit_fetch(self, item: Item, digest: Digest) -> Blob:
+        ingest = item.ingest
+        if ingest is None:
+            raise AssertionError("a fetch without an ingest")
+        view = item.segment.view if item.segment and item.file.size else None
+        await self.catalog.io(partial(check_format, item.file.path, item.file.size, view, ingest.read))
+        if digest not in self.catalog.blobs:
+            await self.catalog.io(ingest.commit, digest)
+        verification = Verification.SHA256 if item.given else Verification.SIZE
+        checksums = b"".join(item.job.checksums) if item.job else b""
+        record = BlobRecord(digest, item.file.size, verification, self.options.part_size, checksums)
+        async with self.catalog.recording:
+            known = self.catalog.blobs.get(digest)
+            if known is None:
+                self.catalog.nvme.settle(item.reserved_nvme)
+                item.reserved_nvme = 0
+            elif known.record.verification >= verification:
+                record = known.record
+            return await self.catalog.record(record, item.file.source_key)
+
+    async def _seal(self, item: Item, blob: Blob) -> None:
+        """The segment becomes the blob's, unless it has one already: then ours was not needed."""
+        if item.segment is None or blob.shm.state is not Residency.ABSENT:
+            return
+        blob.shm.to(Residency.FILLING)
+        try:
+            await self.catalog.io(item.segment.seal)
+        except BaseException:
+            blob.shm.to(Residency.ABSENT)
+            raise
+        blob.segment, item.segment = item.segment, None
+        blob.shm.to(Residency.RESIDENT)
+        self.catalog.shm.settle(item.reserved_shm)
+        item.reserved_shm = 0
+
+
+def _allocate(items: list[Item], catalog: Catalog) -> None:
+    for item in items:
+        item.allocate(catalog)
+
+
+def _discard(items: list[Item]) -> None:
+    for item in items:
+        item.discard()

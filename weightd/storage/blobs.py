@@ -1,0 +1,169 @@
+"""Blobs on disk: `blobs/sha256/ab/<hex>`, 0440, committed by rename; open ingests in `ingest/<id>`."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from weightd.core.digest import Digest, hex_of, parse_digest
+from weightd.core.errors import NotFound, PathInTheWay
+from weightd.core.lifecycle import INGEST, IngestState, Lifecycle
+from weightd.storage.direct import (
+    disk_errors,
+    free_bytes,
+    fsync_directory,
+    open_direct,
+    pread_all,
+    pwrite_all,
+)
+
+BLOB_MODE = 0o440
+
+
+class FileIngest:
+    """An invisible write of `size` bytes to `temporary`, which `commit` renames to where `place` says.
+
+    Used for blobs and for exported files. `place(digest)` returns the final path; its directory is made here.
+    """
+
+    def __init__(self, temporary: Path, size: int, mode: int = BLOB_MODE) -> None:
+        self.temporary, self.size, self._mode = temporary, size, mode
+        self._life = Lifecycle("ingest", INGEST, IngestState.OPEN)
+        with disk_errors(temporary.parent):
+            self._fd = open_direct(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+            try:
+                if size:
+                    os.posix_fallocate(self._fd, 0, size)
+            except BaseException:
+                self.abort()
+                raise
+
+    @property
+    def state(self) -> IngestState:
+        return self._life.state
+
+    def write(self, offset: int, data: memoryview) -> None:
+        with disk_errors(self.temporary.parent):
+            pwrite_all(self._fd, offset, data)
+
+    def read(self, offset: int, view: memoryview) -> None:
+        pread_all(self._fd, offset, view, what=f"ingest {self.temporary.name}")
+
+    def finish(self) -> None:
+        """All bytes are verified: cut to size, read-only, durable; not yet visible."""
+        self._life.to(IngestState.VERIFYING)
+        with disk_errors(self.temporary.parent):
+            os.ftruncate(self._fd, self.size)
+            os.fchmod(self._fd, self._mode)
+            os.fsync(self._fd)
+
+    def rename(self, target: Path) -> None:
+        """Visible and durable under `target`, whose directory exists. Closes."""
+        self.temporary.rename(target)
+        self._life.to(IngestState.COMMITTED)
+        self._close()
+        fsync_directory(target.parent)
+
+    def abort(self) -> None:
+        if self.state in (IngestState.COMMITTED, IngestState.ABORTED):
+            return
+        self._life.to(IngestState.ABORTED)
+        self._close()
+        self.temporary.unlink(missing_ok=True)
+
+    def _close(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def __repr__(self) -> str:
+        return f"<FileIngest {self.temporary.name} {self.state.name} {self.size}>"
+
+
+class BlobIngest(FileIngest):
+    """See `protocols.Ingest`."""
+
+    def __init__(self, store: DirectoryBlobStore, size: int) -> None:
+        self._store = store
+        super().__init__(store.ingests / secrets.token_hex(8), size)
+
+    def commit(self, digest: Digest) -> None:
+        try:
+            self.finish()
+            target = self._store.path(digest)
+            self._store.make_parent(target)
+            self.rename(target)
+        finally:
+            self.abort()
+
+
+class DirectoryBlobStore:
+    """Blobs below `root`, a directory on the disk that holds the state. Made if missing."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.blobs = root / "blobs" / "sha256"
+        self.ingests = root / "ingest"
+        for directory in (self.blobs, self.ingests):
+            _make_directory(directory)
+
+    def ingest(self, size: int) -> BlobIngest:
+        return BlobIngest(self, size)
+
+    def path(self, digest: Digest) -> Path:
+        name = hex_of(digest)
+        return self.blobs / name[:2] / name
+
+    def make_parent(self, target: Path) -> None:
+        """The two-letter directory of a blob, durably."""
+        if not target.parent.is_dir():
+            target.parent.mkdir(mode=0o750, exist_ok=True)
+            fsync_directory(self.blobs)
+
+    def size(self, digest: Digest) -> int | None:
+        try:
+            status = self.path(digest).stat(follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+        return status.st_size if stat.S_ISREG(status.st_mode) else None
+
+    def read(self, digest: Digest, offset: int, view: memoryview) -> None:
+        try:
+            fd = open_direct(self.path(digest), os.O_RDONLY)
+        except FileNotFoundError:
+            raise NotFound(f"blob {digest} is not on disk") from None
+        try:
+            pread_all(fd, offset, view, what=f"blob {digest}")
+        finally:
+            os.close(fd)
+
+    def delete(self, digest: Digest) -> None:
+        self.path(digest).unlink(missing_ok=True)
+
+    def free(self) -> int:
+        return free_bytes(self.root)
+
+    def digests(self) -> Iterator[Digest]:
+        for path in self.blobs.glob("??/*"):
+            yield parse_digest(path.name)
+
+    def drop_leftovers(self) -> int:
+        found = [Path(e.path) for e in os.scandir(self.ingests)]
+        for path in found:
+            path.unlink()
+        return len(found)
+
+    def __repr__(self) -> str:
+        return f"<DirectoryBlobStore {self.root}>"
+
+
+def _make_directory(path: Path) -> None:
+    try:
+        path.mkdir(mode=0o750, parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise PathInTheWay(f"{path} is not a directory", remedy="Move what stands there away.") from None
+    if path.is_symlink():
+        raise PathInTheWay(f"{path} is a symlink", remedy="Remove it: weightd keeps its state in real directories.")

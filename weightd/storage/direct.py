@@ -1,0 +1,101 @@
+"""Writing and reading a file past the page cache, from any thread, at any length.
+
+O_DIRECT wants address, offset and length aligned. Parts begin aligned (core.parts.ALIGN) and lie in page-aligned maps,
+so only a file's last block is not: it goes through an aligned block of our own, and the file is cut to size at the end.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from weightd.core.errors import Corruption, DiskFull
+from weightd.core.parts import ALIGN
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextmanager
+def disk_errors(directory: Path) -> Iterator[None]:
+    """Translates "no space left" into DiskFull."""
+    try:
+        yield
+    except OSError as e:
+        if e.errno not in FULL:
+            raise
+        raise DiskFull(
+            f"no space left below {directory}", remedy="Free space there, or point weightd at a larger file system."
+        ) from None
+
+
+def open_direct(path: Path, flags: int, mode: int = 0o600) -> int:
+    """As os.open, with O_DIRECT where the file system has it (some, as older tmpfs, refuse it with EINVAL)."""
+    flags |= os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        return os.open(path, flags | os.O_DIRECT, mode)
+    except OSError as e:
+        if e.errno != errno.EINVAL:
+            raise
+        # With O_CREAT | O_EXCL the failed try may have made the file.
+        if flags & os.O_EXCL:
+            path.unlink(missing_ok=True)
+        return os.open(path, flags, mode)
+
+
+def pwrite_all(fd: int, offset: int, data: memoryview) -> None:
+    """Write all of `data`; the last, partial block is padded with zeros to ALIGN bytes."""
+    whole = len(data) - len(data) % ALIGN
+    done = 0
+    while done < whole:
+        done += os.pwrite(fd, data[done:whole], offset + done)
+        # A short write that ends inside a block: write that block again from its start.
+        done -= done % ALIGN
+    if whole < len(data):
+        with mmap.mmap(-1, ALIGN) as block:
+            block[: len(data) - whole] = data[whole:]
+            if os.pwrite(fd, block, offset + whole) != ALIGN:
+                raise OSError(errno.EIO, "short write of the last block")
+
+
+def pread_all(fd: int, offset: int, view: memoryview, *, what: str) -> None:
+    """Fill `view`. Raises Corruption when the file ends before it is full."""
+    whole = len(view) - len(view) % ALIGN
+    done = 0
+    while done < whole:
+        count = os.preadv(fd, [view[done:whole]], offset + done)
+        if count == 0:
+            raise _short(what, offset + done)
+        done += count
+        if done % ALIGN:
+            done -= done % ALIGN
+            if count < ALIGN:
+                raise _short(what, offset + done + count)
+    if whole < len(view):
+        with mmap.mmap(-1, ALIGN) as block:
+            rest = len(view) - whole
+            if os.preadv(fd, [block], offset + whole) < rest:
+                raise _short(what, offset + whole)
+            view[whole:] = block[:rest]
+
+
+def _short(what: str, at: int) -> Corruption:
+    return Corruption(f"{what} ends at byte {at}, before its recorded size", remedy="It will be fetched again.")
+
+
+def fsync_directory(path: Path) -> None:
+    """Make renames and new names in `path` durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def free_bytes(path: Path) -> int:
+    """Free for this user on the file system below `path`."""
+    status = os.statvfs(path)
+    return status.f_bavail * status.f_frsize

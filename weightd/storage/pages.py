@@ -1,0 +1,64 @@
+"""What the file system below shared memory gives: its page size mode, and how to allocate on it.
+
+The way to allocate depends on the mount (measured, DESIGN §6): under `huge=advise` only MADV_HUGEPAGE with
+MADV_POPULATE_WRITE gives huge pages; everywhere else posix_fallocate is the faster or the only safe way.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from pathlib import Path
+from typing import Final
+
+PAGE: Final = 4096
+HUGE_PAGE: Final = 2 << 20
+MADV_POPULATE_WRITE: Final = 23
+"""linux/mman.h, since Linux 5.14."""
+
+
+def mount_options(path: Path, mounts: str | None = None) -> tuple[str, list[str]]:
+    """File system type and mount options of the mount that holds `path`; `mounts` is the text of /proc/mounts."""
+    text = Path("/proc/self/mounts").read_text() if mounts is None else mounts
+    best: tuple[int, str, list[str]] = (-1, "", [])
+    for line in text.splitlines():
+        _, point, kind, options, *_ = line.split(" ")
+        point = point.encode().decode("unicode_escape")
+        inside = str(path) == point or str(path).startswith(point.rstrip("/") + "/")
+        if inside and len(point) >= best[0]:
+            best = (len(point), kind, options.split(","))
+    return best[1], best[2]
+
+
+def huge_mode(path: Path, mounts: str | None = None) -> str:
+    """The tmpfs option `huge=`: "never" (the kernel's default), "always", "within_size" or "advise"."""
+    kind, options = mount_options(path, mounts)
+    if kind != "tmpfs":
+        return "never"
+    return next((o.removeprefix("huge=") for o in options if o.startswith("huge=")), "never")
+
+
+def allocate(fd: int, size: int, mapping: mmap.mmap, mode: str) -> None:
+    """Back every byte now: OSError ENOSPC here, never SIGBUS later. `mapping` maps all of `fd`."""
+    if mode == "advise":
+        mapping.madvise(mmap.MADV_HUGEPAGE)
+        mapping.madvise(MADV_POPULATE_WRITE)
+        return
+    os.posix_fallocate(fd, 0, size)
+
+
+def pmd_mapped(path: Path) -> int:
+    """Bytes of this process's maps of `path` that huge pages back, from /proc/self/smaps."""
+    total, ours = 0, False
+    with Path("/proc/self/smaps").open() as smaps:
+        for line in smaps:
+            if line[0] in "0123456789abcdef":
+                ours = line.rstrip("\n").endswith(str(path))
+            elif ours and line.startswith("ShmemPmdMapped:"):
+                total += int(line.split()[1]) * 1024
+    return total
+
+
+def footprint(size: int) -> int:
+    """Bytes that a file of `size` really takes: whole pages."""
+    return -(-size // PAGE) * PAGE

@@ -1,0 +1,154 @@
+"""Shared memory by posix_ipc: one object in /dev/shm for one blob."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import re
+import secrets
+from pathlib import Path
+from typing import Final
+
+import posix_ipc
+
+from weightd.core.budget import human
+from weightd.core.errors import ShmFull
+from weightd.core.lifecycle import SEGMENT, Lifecycle, SegmentState
+from weightd.storage import pages
+
+ROOT: Final = Path("/dev/shm")
+"""Where Linux shows POSIX shared memory (shm_overview(7))."""
+PREFIX: Final = "weightd"
+SEALED_MODE: Final = 0o440
+
+
+class PosixSegment:
+    """See `protocols.Segment`. Made by PosixSegmentStore.create."""
+
+    def __init__(self, name: str, size: int, group: int | None) -> None:
+        self.name, self.size = name, size
+        self.huge_bytes = 0
+        self._life = Lifecycle("segment", SEGMENT, SegmentState.CREATED)
+        self._map: mmap.mmap | None = None
+        self._view = memoryview(bytearray())
+        self._identity = (0, 0)
+        if size:
+            self._create(group)
+
+    def _create(self, group: int | None) -> None:
+        # Size 0 here: posix_ipc would ftruncate, which allocates nothing.
+        shm = posix_ipc.SharedMemory(self.name, posix_ipc.O_CREX, mode=0o600)
+        try:
+            status = os.fstat(shm.fd)
+            self._identity = (status.st_dev, status.st_ino)
+            if group is not None:
+                os.fchown(shm.fd, -1, group)
+            os.ftruncate(shm.fd, self.size)
+            self._map = mmap.mmap(shm.fd, self.size)
+            pages.allocate(shm.fd, self.size, self._map, pages.huge_mode(ROOT))
+            self._view = memoryview(self._map)
+        except BaseException:
+            self.unlink()
+            raise
+        finally:
+            shm.close_fd()
+
+    @property
+    def path(self) -> Path:
+        return ROOT / self.name.removeprefix("/")
+
+    @property
+    def state(self) -> SegmentState:
+        return self._life.state
+
+    @property
+    def view(self) -> memoryview:
+        if self.state is not SegmentState.CREATED:
+            raise AssertionError(f"{self!r} is not writable")
+        return self._view
+
+    def seal(self) -> None:
+        if self.size:
+            # Modes do not stop maps that exist, and ours is the only writable one: it goes before anyone can open.
+            if pages.huge_mode(ROOT) != "never":
+                self.huge_bytes = pages.pmd_mapped(self.path)
+            self._unmap()
+            self.path.chmod(SEALED_MODE)
+        self._life.to(SegmentState.SEALED)
+
+    def unlink(self) -> None:
+        if self.state is SegmentState.UNLINKED:
+            return
+        self._unmap()
+        if self.size and self._is_ours():
+            posix_ipc.unlink_shared_memory(self.name)
+        self._life.to(SegmentState.UNLINKED)
+
+    def _is_ours(self) -> bool:
+        try:
+            status = self.path.stat(follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return (status.st_dev, status.st_ino) == self._identity
+
+    def _unmap(self) -> None:
+        self._view.release()
+        if self._map is not None:
+            self._map.close()
+            self._map = None
+
+    def __repr__(self) -> str:
+        return f"<PosixSegment {self.name} {self.state.name} {self.size}>"
+
+
+class PosixSegmentStore:
+    """Segments named `/weightd-<owner>-<label>-<random>`.
+
+    `owner` (letters and digits) tells one daemon's segments from another's on the same host. `group` is the numeric
+    group that may read sealed segments; None keeps the process's own.
+    """
+
+    def __init__(self, owner: str, *, group: int | None = None) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9]{1,32}", owner):
+            raise ValueError(f"owner {owner!r} is not letters and digits")
+        self._prefix = f"{PREFIX}-{owner}-"
+        self._group = group
+        self._live: set[PosixSegment] = set()
+
+    def create(self, label: str, size: int) -> PosixSegment:
+        name = f"/{self._prefix}{label[:40]}-{secrets.token_hex(6)}" if size else ""
+        try:
+            segment = PosixSegment(name, size, self._group)
+        except OSError as e:
+            if e.errno not in (errno.ENOSPC, errno.ENOMEM, errno.EFAULT, errno.EDQUOT):
+                raise
+            raise ShmFull(
+                f"/dev/shm is full: {human(size)} wanted, {human(self.free())} free of {human(self.total())}",
+                remedy="Free space in /dev/shm, enlarge it (mount -o remount,size=… /dev/shm) or lower shm.budget.",
+            ) from None
+        self._live.add(segment)
+        return segment
+
+    def free(self) -> int:
+        status = os.statvfs(ROOT)
+        return status.f_bavail * status.f_frsize
+
+    def total(self) -> int:
+        status = os.statvfs(ROOT)
+        return status.f_blocks * status.f_frsize
+
+    def huge_bytes(self) -> int:
+        self._live = {s for s in self._live if s.state is not SegmentState.UNLINKED}
+        return sum(s.huge_bytes for s in self._live)
+
+    def drop_leftovers(self) -> int:
+        dropped = 0
+        for entry in os.scandir(ROOT):
+            if entry.name.startswith(self._prefix) and entry.stat(follow_symlinks=False).st_uid == os.geteuid():
+                posix_ipc.unlink_shared_memory("/" + entry.name)
+                dropped += 1
+        return dropped
+
+    def __repr__(self) -> str:
+        return f"<PosixSegmentStore {self._prefix}>"
