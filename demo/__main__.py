@@ -1,0 +1,151 @@
+"""`python -m demo`: see the package. Exit code 0 when every check held, 1 when one did not, 128 + n after signal n."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+from demo import play as p
+from demo import report
+from demo.processes import Child, Children, DemoError, Interrupted, Signals
+from demo.snapshot import WEIGHTS, find_model
+
+CONFIG = """\
+state_dir = "{home}/state"
+socket = "{home}/weightd.sock"
+"""
+
+
+def main() -> int:
+    console = Console(highlight=False)
+    signals = Signals()
+    signals.install()
+    code = 1
+    with signals.held():
+        home = Path(tempfile.mkdtemp(prefix="weightd-demo-", dir="/tmp"))
+    environment = {
+        **os.environ,
+        "WEIGHTD_SOCKET": str(home / "weightd.sock"),
+        "OMP_NUM_THREADS": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+    children = Children(signals, home, environment)
+    play: p.Play | None = None
+    try:
+        play = p.Play(console, children, find_model(), home)
+        run(play)
+        code = 0
+    except DemoError as e:
+        console.print(f"[bold red]The demo failed:[/] {e}", soft_wrap=True)
+    except Interrupted as e:
+        console.print(f"\nInterrupted by {e}; cleaning up.")
+        code = 128 + e.number
+    finally:
+        signals.ignore()
+        children.stop()
+        shutil.rmtree(home, ignore_errors=True)
+    left = leftovers(home, play)
+    if left:
+        console.print(f"[bold red]Left behind:[/] {', '.join(left)}")
+        return code or 1
+    console.print("Cleaned up: no process, no file, no shared memory left.")
+    return code
+
+
+def run(play: p.Play) -> None:
+    """The whole demo. Raises DemoError at the first check that fails."""
+    begin = time.monotonic()
+    origin = start(play)
+    fetch(play, origin)
+    shared, again = share(play)
+    attack(play)
+    compare(play, shared, again)
+    play.console.print(f"[bold green]All checks held[/], in {time.monotonic() - begin:.0f} s.")
+
+
+def start(play: p.Play) -> Child:
+    say = play.console.print
+    step(play, 1, "An HTTP origin, a daemon and four workers start, on temporary directories")
+    origin = play.start_origin()
+    (play.home / "weightd.toml").write_text(CONFIG.format(home=play.home))
+    play.start_workers()
+    daemon = play.start_daemon(play.home / "weightd.toml", play.home / "weightd.sock")
+    say(f"origin   pid {origin.pid}, {play.url}, all-MiniLM-L6-v2, {report.mib(play.size)} of weights")
+    say(f"daemon   pid {daemon.pid}, ready")
+    imports = play.workers_ready()
+    say(f"workers  pids {', '.join(str(w.pid) for w in play.workers)}; importing torch took them {imports:.1f} s")
+    return origin
+
+
+def fetch(play: p.Play, origin: Child) -> None:
+    step(play, 2, f"$ weightd fetch {play.url}")
+    play.console.print(f"(the origin is held to {p.RATE / 1e6:.0f} MB/s, so that there is a bar to see)")
+    play.fetch()
+    sent = play.origin_stats(origin)
+    play.console.print(f"The origin sent {report.mib(sent)} of the weights' {report.mib(play.size)} and small files.")
+
+
+def share(play: p.Play) -> tuple[p.Way, float]:
+    """Four workers use the model at once. Returns what that cost, and the median of further acquires."""
+    say = play.console.print
+    step(play, 3, "Four workers acquire it at once and compute sentence embeddings from the shared tensors")
+    shared = play.way("shared", p.SHM)
+    again = statistics.median(a["median"] for a in play.all("again", ref=play.url))
+    within, across = p.likeness(shared.vectors)
+    say(report.workers(shared, [w.pid for w in play.workers], within))
+    say(f"Sentences of different pairs are at most {across:.2f} alike, as a real model would have it.")
+    copies = p.check_one_copy(shared, play.segment_bytes)
+    say(
+        f"Memory: the four workers' PSS of the model adds up to {report.mib(shared.weights)} for"
+        f" {report.mib(play.segment_bytes)}: {copies:.2f} copies."
+    )
+    return shared, again
+
+
+def attack(play: p.Play) -> None:
+    step(play, 4, "A worker tries to write the weights")
+    result = play.one(0, "attack", tensor=p.TENSOR)
+    p.check_stopped(result)
+    play.console.print(report.attacks(result))
+    before = play.all("sums")
+    if not play.one(0, "scribble", tensor=p.TENSOR)["changed"]:
+        raise DemoError("a change of a torch tensor did nothing")
+    if play.all("sums")[1:] != before[1:]:
+        raise DemoError("a change of a torch tensor in one worker reached another")
+    play.console.print("torch has no read-only tensors: its views are private. Worker 1 changed one; no other saw it.")
+    play.all("drop")
+
+
+def compare(play: p.Play, shared: p.Way, again: float) -> None:
+    say = play.console.print
+    step(play, 5, "The same four workers load the file the usual ways")
+    mapped = play.way("mapped", str(play.model / WEIGHTS))
+    play.all("drop")
+    read = play.way("read", str(play.model / WEIGHTS))
+    play.all("drop")
+    difference = max(p.check_same(shared, mapped), p.check_same(shared, read))
+    say(report.ways(shared, mapped, read, again, play.segment_bytes))
+    say(report.NOTE)
+    say(f"\nThe embeddings equal the usual way's: largest difference {difference:.1e} (allowed {p.TOLERANCE:.0e}).")
+
+
+def step(play: p.Play, number: int, text: str) -> None:
+    play.console.print(f"\n[bold cyan]{number}[/]  [bold]{text}[/]", soft_wrap=True)
+
+
+def leftovers(home: Path, play: p.Play | None) -> list[str]:
+    """What should be gone and is not."""
+    paths = [home, *(Path(s) for s in (play.segments if play else ()))]
+    return [str(path) for path in paths if path.exists()]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
