@@ -64,6 +64,10 @@ class ManifestError(InvalidArgument):
     """A list of files that cannot be served: hostile, duplicate or missing names, impossible sizes."""
 
 
+class TensorUnsupported(InvalidArgument):
+    """A sound tensor that numpy or torch, as installed, has no dtype or no shape for."""
+
+
 class NotFound(WeightdError):
     """What was asked for does not exist."""
 
@@ -120,6 +124,10 @@ class ForkedClient(Precondition):
 
 class LeaseEnded(Precondition):
     """The lease was released; views already taken stay valid, new ones are refused."""
+
+
+class DependencyMissing(Precondition):
+    """An optional package is needed for this and cannot be imported; the remedy names it."""
 
 
 class SourceChanged(WeightdError):
