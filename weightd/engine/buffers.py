@@ -8,6 +8,7 @@ from typing import Protocol
 
 from weightd.core.parts import Part
 from weightd.storage.pages import footprint
+from weightd.storage.protocols import Segment
 
 
 class Buffers(Protocol):
@@ -29,11 +30,14 @@ class Buffers(Protocol):
 class SegmentBuffers:
     """Parts stay where they are received: in the segment's own map."""
 
-    def __init__(self, view: memoryview) -> None:
-        self._view = view
+    def __init__(self, segment: Segment) -> None:
+        self._segment = segment
 
     def acquire(self, part: Part, stop: threading.Event) -> memoryview | None:
-        return None if stop.is_set() else self._view[part.offset : part.offset + part.length]
+        if stop.is_set():
+            return None
+        self._segment.prepare(part.offset, part.length)
+        return self._segment.view[part.offset : part.offset + part.length]
 
     def release(self, view: memoryview) -> None:
         view.release()

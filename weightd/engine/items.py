@@ -93,7 +93,7 @@ class Item:
         """Sets `job`, or leaves it None for an empty file, which has nothing to move."""
         if self.file.size == 0:
             return
-        buffers: Buffers | None = SegmentBuffers(self.segment.view) if self.segment else slabs
+        buffers: Buffers | None = SegmentBuffers(self.segment) if self.segment else slabs
         if buffers is None:
             raise AssertionError("neither a segment nor slabs")
         if self.held is None:

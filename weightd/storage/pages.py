@@ -6,6 +6,8 @@ MADV_POPULATE_WRITE gives huge pages; everywhere else posix_fallocate is the fas
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import mmap
 import os
 from pathlib import Path
@@ -15,6 +17,9 @@ PAGE: Final = 4096
 HUGE_PAGE: Final = 2 << 20
 MADV_POPULATE_WRITE: Final = 23
 """linux/mman.h, since Linux 5.14."""
+
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_LIBC.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
 def mount_options(path: Path, mounts: str | None = None) -> tuple[str, list[str]]:
@@ -38,13 +43,41 @@ def huge_mode(path: Path, mounts: str | None = None) -> str:
     return next((o.removeprefix("huge=") for o in options if o.startswith("huge=")), "never")
 
 
-def allocate(fd: int, size: int, mapping: mmap.mmap, mode: str) -> None:
-    """Back every byte now: OSError ENOSPC here, never SIGBUS later. `mapping` maps all of `fd`."""
-    if mode == "advise":
-        mapping.madvise(mmap.MADV_HUGEPAGE)
-        mapping.madvise(MADV_POPULATE_WRITE)
-        return
-    os.posix_fallocate(fd, 0, size)
+class Allocator:
+    """Backs the bytes of one mapped file before they are touched: OSError ENOSPC here, never SIGBUS later.
+
+    Where huge pages make allocation free, all is allocated at once. On 4 KiB pages (`huge=never`) each part is
+    allocated and mapped just before it is received, by the thread that receives it: the pages are still in its cache,
+    and the receivers do it side by side (docs/adr/0002).
+    """
+
+    def __init__(self, fd: int, size: int, mapping: mmap.mmap, mode: str) -> None:
+        self._fd = fd
+        self._mode = mode
+        self._address = ctypes.addressof(ctypes.c_char.from_buffer(mapping))
+        if mode == "advise":
+            self._advise(0, size, mmap.MADV_HUGEPAGE)
+        elif mode != "never":
+            os.posix_fallocate(fd, 0, size)
+
+    def prepare(self, offset: int, length: int) -> None:
+        """`offset` is a multiple of PAGE. Any thread. Raises OSError."""
+        if self._mode == "advise":
+            self._advise(offset, length, MADV_POPULATE_WRITE)
+        elif self._mode == "never":
+            os.posix_fallocate(self._fd, offset, length)
+            try:
+                self._advise(offset, length, MADV_POPULATE_WRITE)
+            except OSError as e:
+                # Before Linux 5.14: the pages are there, only mapped one by one.
+                if e.errno != errno.EINVAL:
+                    raise
+
+    def _advise(self, offset: int, length: int, advice: int) -> None:
+        # Not mmap.madvise, which holds the interpreter's lock for as long as the kernel needs.
+        if _LIBC.madvise(self._address + offset, length, advice):
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code))
 
 
 def pmd_mapped(path: Path) -> int:

@@ -31,7 +31,14 @@ class Segment(Protocol):
 
     @property
     def view(self) -> memoryview:
-        """Writable, `size` bytes; only while CREATED."""
+        """Writable, `size` bytes; only while CREATED. Bytes that were not prepared may not be touched."""
+        ...
+
+    def prepare(self, offset: int, length: int) -> None:
+        """Back these bytes with memory before they are touched; `offset` is a multiple of 4096. Any thread.
+
+        Raises ShmFull when somebody else filled the file system in the meantime.
+        """
         ...
 
     def seal(self) -> None:
@@ -47,7 +54,7 @@ class SegmentStore(Protocol):
     """Shared memory."""
 
     def create(self, label: str, size: int) -> Segment:
-        """A new segment, every page of it allocated. Raises ShmFull; then nothing is left behind.
+        """A new segment, if the file system has room for it. Raises ShmFull; then nothing is left behind.
 
         `label` (letters, digits, "-") appears in the name, which is unique.
         """
