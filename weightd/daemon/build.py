@@ -1,0 +1,89 @@
+"""The one place where the daemon's parts meet."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
+
+from weightd.daemon import budgets
+from weightd.daemon.config import Config
+from weightd.engine.engine import Engine, EngineOptions
+from weightd.engine.transfer import TransferOptions
+from weightd.rpc.server import RpcServer, make_server
+from weightd.sources.connection import HttpOptions
+from weightd.sources.registry import SourceOptions, Sources
+from weightd.storage.blobs import DirectoryBlobStore
+from weightd.storage.direct import free_bytes
+from weightd.storage.segments import PREFIX, PosixSegmentStore
+from weightd.storage.state import State
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the daemon starts and stops."""
+
+    engine: Engine
+    segments: PosixSegmentStore
+    listen: Callable[[], Awaitable[RpcServer]]
+    """Opens the socket, once the engine has started."""
+
+
+def build(config: Config) -> Parts:
+    """Wire the engine and the server. Needs the state directory's lock; opens no socket.
+
+    Blocks for as long as it takes to count the blobs on disk: the loop serves nobody then.
+    """
+    owner = owner_of(config)
+    segments = PosixSegmentStore(owner, group=config.socket_gid)
+    blobs = DirectoryBlobStore(config.state_dir)
+    engine = Engine(
+        EngineOptions(
+            state_dir=config.state_dir,
+            shm_budget=budgets.shm_budget(
+                config.shm_budget,
+                total=segments.total(),
+                free=segments.free(),
+                held=budgets.shm_held(f"{PREFIX}-{owner}-"),
+                memory=budgets.available_memory(),
+            ),
+            nvme_budget=budgets.nvme_budget(
+                config.nvme_budget,
+                total=budgets.total_bytes(config.state_dir),
+                free=free_bytes(config.state_dir),
+                held=budgets.disk_held(config.state_dir),
+                directory=config.state_dir,
+            ),
+            transfer=transfer_options(config),
+            transfers=config.fetch.transfers,
+        ),
+        segments=segments,
+        blobs=blobs,
+        sources=make_sources(config),
+        state=State(config.state_dir / "state.db"),
+    )
+    listen = partial(make_server, engine, config.socket, mode=config.socket_mode, group=config.socket_gid)
+    return Parts(engine, segments, listen)
+
+
+def owner_of(config: Config) -> str:
+    """In the names of segments: tells daemons apart, the same after every start on one state directory."""
+    return hashlib.sha256(str(config.state_dir.resolve()).encode()).hexdigest()[:10]
+
+
+def make_sources(config: Config) -> Sources:
+    """Also for `fetch --to`, which runs without a daemon."""
+    http = HttpOptions(read_timeout=config.fetch.stall_timeout_s)
+    return Sources(SourceOptions(http=http, models=config.models))
+
+
+def transfer_options(config: Config) -> TransferOptions:
+    """Also for `fetch --to`."""
+    return TransferOptions(
+        part_size=config.fetch.part_size,
+        receivers=config.fetch.receivers,
+        hashers=config.fetch.hash_threads,
+        writers=config.fetch.write_threads,
+        attempts=config.fetch.retries + 1,
+    )
