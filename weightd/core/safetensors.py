@@ -5,12 +5,13 @@ A file that the reference library (safetensors 0.8.0, `Metadata::validate` and `
 safetensors/src/tensor.rs) refuses is refused here. What the reference takes is taken, but for these, which the
 format's own text forbids or does not know:
 
-- a tensor's name that occurs twice, or a field's in a tensor (the reference silently keeps the last one);
+- a tensor's name that occurs twice, or an unknown field's in a tensor (the reference silently keeps the last one);
 - white space before the `{`;
 - a tensor written as a JSON array, a dtype written as a JSON object (accidents of the reference's decoder);
 - unknown fields of a tensor, otherwise ignored, of over 64 KiB, or with a number beyond 1e308.
 
-Reading takes about 30 times the header's size in memory while it lasts, at most 100 MB of header being read.
+Reading takes 7 to 13 times the header's size in memory while it lasts, up to 44 times for one made to hurt (measured
+with tracemalloc); a header has at most 100 MB.
 """
 
 from __future__ import annotations
@@ -253,7 +254,7 @@ def _check_ignored(raw: msgspec.Raw) -> None:
 
 
 def _check_value(value: object, depth: int) -> None:
-    if depth > _MAX_NESTING:
+    if depth >= _MAX_NESTING and isinstance(value, (dict, list)):
         raise ValueError("nested too deeply")
     if isinstance(value, (int, float)) and abs(value) > _MAX_NUMBER:
         raise ValueError("a number is out of range")
@@ -290,7 +291,7 @@ def _short(shape: tuple[int, ...]) -> str:
 
 def _reason(error: Exception) -> str:
     """The decoder's message, without its path, which does not know the tensor's name."""
-    return str(error).partition(" - at `")[0].replace("`", "")
+    return str(error).partition(" - at `")[0].replace("`", "").replace(" | null", "")
 
 
 def _bad(reason: str, file: str) -> FormatError:
