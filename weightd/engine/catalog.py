@@ -147,7 +147,7 @@ class Catalog:
         self.store.drop_leftovers()
         self._directories = ModelDirectories(self._models_root)
         self._directories.drop_leftovers()
-        kept = [r for r in records if self.store.size(r.digest) == r.size]
+        kept = [r for r in records if r.sound and self.store.size(r.digest) == r.size]
         # A blob without a record was renamed but not recorded before a crash: it cannot be proven.
         for digest in set(self.store.digests()) - {r.digest for r in kept}:
             self.store.delete(digest)
@@ -155,7 +155,7 @@ class Catalog:
 
     async def _adopt(self, record: ModelRecord) -> None:
         if all(d in self.blobs for d in record.digests.values()):
-            await self.publish(parse_ref(record.manifest.ref), record.manifest, record.digests, record.last_used)
+            await self.publish(parse_ref(record.ref), record.manifest, record.digests, record.last_used)
 
     async def stop(self) -> None:
         """Point the directories at NVMe, unlink every segment, close the state. Maps of workers stay valid."""
@@ -228,7 +228,7 @@ class Catalog:
             else:
                 directory = self._directories.path(ref.key, manifest.revision)
                 model = Model(ref, manifest, blobs, directory, used)
-                await self._write(self._state.put_model, ModelRecord(manifest, digests, used))
+                await self._write(self._state.put_model, ModelRecord(ref.text, manifest, digests, used))
             await self._link(model)
             model.moved()
             self.models[ref.text] = model

@@ -137,8 +137,9 @@ async def _fetch(
     options: TransferOptions,
     on_progress: Callable[[Progress], None],
 ) -> list[ExportedFile]:
-    plan = _Plan(await _blocking(partial(ExportDirectory, directory)), options, sources)
+    plan = _Plan(ExportDirectory(directory), options, sources)
     try:
+        await _blocking(plan.directory.open)
         await _blocking(partial(plan.allocate, manifest))
         transfer = await _blocking(plan.transfer)
         tracker = Tracker(Phase.FETCHING, manifest.files, {e.file.path: e for e in plan.exports})

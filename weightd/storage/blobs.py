@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import stat
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from weightd.core.digest import Digest, hex_of, parse_digest
-from weightd.core.errors import NotFound, PathInTheWay
+from weightd.core.errors import Corruption, DigestSyntax, NotFound, PathInTheWay
 from weightd.core.lifecycle import INGEST, IngestState, Lifecycle
 from weightd.storage.direct import (
     disk_errors,
@@ -21,6 +23,11 @@ from weightd.storage.direct import (
 )
 
 BLOB_MODE = 0o440
+_DAMAGE = {
+    errno.EIO: "the disk reports an error",
+    errno.ELOOP: "a symlink stands in its place",
+    errno.EISDIR: "a directory stands in its place",
+}
 
 
 class FileIngest:
@@ -32,52 +39,56 @@ class FileIngest:
     def __init__(self, temporary: Path, size: int, mode: int = BLOB_MODE) -> None:
         self.temporary, self.size, self._mode = temporary, size, mode
         self._life = Lifecycle("ingest", INGEST, IngestState.OPEN)
-        with disk_errors(temporary.parent):
-            self._fd = open_direct(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL)
-            try:
+        try:
+            with self._opened(os.O_CREAT | os.O_EXCL) as fd:
                 if size:
-                    os.posix_fallocate(self._fd, 0, size)
-            except BaseException:
-                self.abort()
-                raise
+                    os.posix_fallocate(fd, 0, size)
+        except BaseException:
+            self.abort()
+            raise
 
     @property
     def state(self) -> IngestState:
         return self._life.state
 
-    def write(self, offset: int, data: memoryview) -> None:
+    @contextmanager
+    def _opened(self, flags: int = 0) -> Iterator[int]:
+        """Open for one operation: a model may have more files than a process may have descriptors."""
         with disk_errors(self.temporary.parent):
-            pwrite_all(self._fd, offset, data)
+            fd = open_direct(self.temporary, os.O_RDWR | flags)
+            try:
+                yield fd
+            finally:
+                os.close(fd)
+
+    def write(self, offset: int, data: memoryview) -> None:
+        with self._opened() as fd:
+            pwrite_all(fd, offset, data)
 
     def read(self, offset: int, view: memoryview) -> None:
-        pread_all(self._fd, offset, view, what=f"ingest {self.temporary.name}")
+        with self._opened() as fd:
+            pread_all(fd, offset, view, what=f"ingest {self.temporary.name}")
 
     def finish(self) -> None:
         """All bytes are verified: cut to size, read-only, durable; not yet visible."""
         self._life.to(IngestState.VERIFYING)
-        with disk_errors(self.temporary.parent):
-            os.ftruncate(self._fd, self.size)
-            os.fchmod(self._fd, self._mode)
-            os.fsync(self._fd)
+        with self._opened() as fd:
+            os.ftruncate(fd, self.size)
+            os.fchmod(fd, self._mode)
+            os.fsync(fd)
 
     def rename(self, target: Path) -> None:
         """Visible and durable under `target`, whose directory exists. Closes."""
-        self.temporary.rename(target)
+        with disk_errors(target.parent):
+            self.temporary.rename(target)
         self._life.to(IngestState.COMMITTED)
-        self._close()
         fsync_directory(target.parent)
 
     def abort(self) -> None:
         if self.state in (IngestState.COMMITTED, IngestState.ABORTED):
             return
         self._life.to(IngestState.ABORTED)
-        self._close()
         self.temporary.unlink(missing_ok=True)
-
-    def _close(self) -> None:
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
 
     def __repr__(self) -> str:
         return f"<FileIngest {self.temporary.name} {self.state.name} {self.size}>"
@@ -120,7 +131,8 @@ class DirectoryBlobStore:
     def make_parent(self, target: Path) -> None:
         """The two-letter directory of a blob, durably."""
         if not target.parent.is_dir():
-            target.parent.mkdir(mode=0o750, exist_ok=True)
+            with disk_errors(self.blobs):
+                target.parent.mkdir(mode=0o750, exist_ok=True)
             fsync_directory(self.blobs)
 
     def size(self, digest: Digest) -> int | None:
@@ -133,12 +145,16 @@ class DirectoryBlobStore:
     def read(self, digest: Digest, offset: int, view: memoryview) -> None:
         try:
             fd = open_direct(self.path(digest), os.O_RDONLY)
+            try:
+                pread_all(fd, offset, view, what=f"blob {digest}")
+            finally:
+                os.close(fd)
         except FileNotFoundError:
             raise NotFound(f"blob {digest} is not on disk") from None
-        try:
-            pread_all(fd, offset, view, what=f"blob {digest}")
-        finally:
-            os.close(fd)
+        except OSError as e:
+            if e.errno not in _DAMAGE:
+                raise
+            raise Corruption(f"blob {digest} cannot be read: {_DAMAGE[e.errno]}") from None
 
     def delete(self, digest: Digest) -> None:
         self.path(digest).unlink(missing_ok=True)
@@ -148,10 +164,16 @@ class DirectoryBlobStore:
 
     def digests(self) -> Iterator[Digest]:
         for path in self.blobs.glob("??/*"):
-            yield parse_digest(path.name)
+            try:
+                digest = parse_digest(path.name)
+            except DigestSyntax:
+                continue
+            # A file in another place than its own is none of ours.
+            if self.path(digest) == path:
+                yield digest
 
     def drop_leftovers(self) -> int:
-        found = [Path(e.path) for e in os.scandir(self.ingests)]
+        found = [Path(e.path) for e in os.scandir(self.ingests) if not e.is_dir(follow_symlinks=False)]
         for path in found:
             path.unlink()
         return len(found)
@@ -162,7 +184,8 @@ class DirectoryBlobStore:
 
 def _make_directory(path: Path) -> None:
     try:
-        path.mkdir(mode=0o750, parents=True, exist_ok=True)
+        with disk_errors(path.parent):
+            path.mkdir(mode=0o750, parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise PathInTheWay(f"{path} is not a directory", remedy="Move what stands there away.") from None
     if path.is_symlink():

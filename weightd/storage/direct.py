@@ -13,23 +13,29 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from weightd.core.errors import Corruption, DiskFull
+from weightd.core.errors import AccessDenied, Corruption, DiskFull
 from weightd.core.parts import ALIGN
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 @contextmanager
 def disk_errors(directory: Path) -> Iterator[None]:
-    """Translates "no space left" into DiskFull."""
+    """Translates "no space left" into DiskFull, and a refusal into AccessDenied."""
     try:
         yield
     except OSError as e:
-        if e.errno not in FULL:
-            raise
-        raise DiskFull(
-            f"no space left below {directory}", remedy="Free space there, or point weightd at a larger file system."
-        ) from None
+        if e.errno in FULL:
+            raise DiskFull(
+                f"no space left below {directory}", remedy="Free space there, or point weightd at a larger file system."
+            ) from None
+        if e.errno in REFUSED:
+            raise AccessDenied(
+                f"{e.filename or directory} may not be written: {e.strerror}",
+                remedy="Name a directory that this user may write, or change its owner or mode.",
+            ) from None
+        raise
 
 
 def open_direct(path: Path, flags: int, mode: int = 0o600) -> int:

@@ -6,6 +6,7 @@ import secrets
 import shutil
 import stat
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from weightd.core.errors import PathInTheWay
@@ -20,19 +21,31 @@ TEMPORARY = ".weightd-"
 class ExportDirectory:
     """Files are written below `DIR/.weightd-<random>/` and appear in DIR only by `publish`, all verified.
 
-    Nothing is ever written through a symlink below DIR. Blocking.
+    `open` first, `close` in any case. Nothing is ever written through a symlink below DIR. Blocking.
     """
 
     def __init__(self, root: Path) -> None:
-        self._made = not root.exists()
         self.root = root
         self._work = root / (TEMPORARY + secrets.token_hex(6))
-        with disk_errors(root):
+        self._made: list[Path] = []
+
+    def open(self) -> None:
+        """Make DIR if it is missing. Raises PathInTheWay, AccessDenied or DiskFull."""
+        with disk_errors(self.root):
             try:
-                root.mkdir(parents=True, exist_ok=True)
+                self._make(self.root)
                 self._work.mkdir(mode=0o700)
             except (FileExistsError, NotADirectoryError):
-                raise PathInTheWay(f"{root} is not a directory", remedy="Name a directory, or a new path.") from None
+                raise PathInTheWay(
+                    f"{self.root} is not a directory", remedy="Name a directory, or a new path."
+                ) from None
+
+    def _make(self, directory: Path) -> None:
+        """With its parents; `close` removes those again that stay empty."""
+        missing = [p for p in (directory, *directory.parents) if not p.exists()]
+        for path in reversed(missing):
+            path.mkdir(exist_ok=True)
+            self._made.append(path)
 
     def check(self, path: str) -> Path:
         """Where `path` will be. Raises PathInTheWay for a symlink, a directory or anything else that is no file."""
@@ -60,17 +73,24 @@ class ExportDirectory:
         return FileIngest(self._work / secrets.token_hex(8), size, EXPORT_MODE)
 
     def publish(self, files: dict[str, FileIngest]) -> None:
-        """Make all files visible, each replacing an older one of its name; durable when this returns."""
+        """Make all files visible, each replacing an older one of its name; durable when this returns.
+
+        All that can be refused is refused before the first one appears.
+        """
         for ingest in files.values():
             ingest.finish()
-        for path, ingest in files.items():
+        for path in files:
             target = self.check(path)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            ingest.rename(self.check(path))
+            with disk_errors(self.root):
+                self._make(target.parent)
+        targets = {path: self.check(path) for path in files}
+        for path, ingest in files.items():
+            ingest.rename(targets[path])
         fsync_directory(self.root)
 
     def close(self) -> None:
-        """What was not published goes, and DIR itself if it was made here and holds nothing. Idempotent."""
+        """What was not published goes, and every directory that was made here and holds nothing. Idempotent."""
         shutil.rmtree(self._work, ignore_errors=True)
-        if self._made and self.root.is_dir() and not any(self.root.iterdir()):
-            self.root.rmdir()
+        for path in reversed(self._made):
+            with suppress(OSError):
+                path.rmdir()

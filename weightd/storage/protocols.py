@@ -42,7 +42,11 @@ class Segment(Protocol):
         ...
 
     def seal(self) -> None:
-        """Publish: mode 0440, the writable map released. Nothing in this process can write it any more."""
+        """Publish: mode 0440, the writable map released. Nothing in this process can write it any more.
+
+        Raises BufferError while somebody still holds a part of `view`, Unavailable when somebody else removed the
+        object; then it is not published.
+        """
         ...
 
     def unlink(self) -> None:
@@ -81,11 +85,12 @@ class Ingest(Protocol):
     """An invisible write of one blob: OPEN → VERIFYING → COMMITTED, or ABORTED."""
 
     def write(self, offset: int, data: memoryview) -> None:
-        """Any thread, any order, disjoint ranges; `offset` is a multiple of parts.ALIGN. Raises DiskFull."""
+        """Any thread, any order, disjoint ranges; `offset` is a multiple of parts.ALIGN, and so is the address of
+        `data` (as it is in a map). Raises DiskFull."""
         ...
 
     def read(self, offset: int, view: memoryview) -> None:
-        """Fill `view` with what was written at `offset`; for checks before the commit."""
+        """Fill `view`, aligned as for `write`, with what was written at `offset`; for checks before the commit."""
         ...
 
     def commit(self, digest: Digest) -> None:
@@ -113,7 +118,8 @@ class BlobStore(Protocol):
         ...
 
     def read(self, digest: Digest, offset: int, view: memoryview) -> None:
-        """Fill `view` from `offset`. Raises Corruption when the blob ends early, NotFound when it is gone."""
+        """Fill `view` from `offset`, both aligned as for `Ingest.write`. Raises NotFound when the blob is gone,
+        Corruption when it ends early or the disk cannot read it."""
         ...
 
     def delete(self, digest: Digest) -> None:

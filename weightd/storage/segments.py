@@ -15,7 +15,7 @@ from typing import Final
 import posix_ipc
 
 from weightd.core.budget import human
-from weightd.core.errors import ShmFull
+from weightd.core.errors import ShmFull, Unavailable
 from weightd.core.lifecycle import SEGMENT, Lifecycle, SegmentState
 from weightd.storage import pages
 
@@ -101,22 +101,35 @@ class PosixSegment:
             self._allocator.prepare(offset, length)
 
     def seal(self) -> None:
-        if self.size:
+        if self.size and self.state is SegmentState.CREATED:
             # Modes do not stop maps that exist, and ours is the only writable one: it goes before anyone can open.
             if pages.huge_mode(ROOT) != "never":
                 self.huge_bytes = pages.pmd_mapped(self.path)
             self._unmap()
-            self.path.chmod(SEALED_MODE)
+            if not self._is_ours():
+                raise Unavailable(
+                    f"{self.path} was removed by somebody else while it was filled",
+                    remedy="Find what cleans /dev/shm (systemd does, unless RemoveIPC=no), and try again.",
+                )
+            # Not by name: that may be another object by now.
+            os.fchmod(self._fd, SEALED_MODE)
+            self._close()
         self._life.to(SegmentState.SEALED)
 
     def unlink(self) -> None:
         if self.state is SegmentState.UNLINKED:
             return
-        self._unmap()
+        # The name first: whatever still holds the map, nothing stays in /dev/shm.
         if self.size and self._is_ours():
             # Not posix_ipc's: it holds the interpreter's lock while the kernel frees the pages (0.15 s per GiB).
-            self.path.unlink()
+            self.path.unlink(missing_ok=True)
         self._life.to(SegmentState.UNLINKED)
+        self._close()
+        try:
+            self._unmap()
+        except BufferError:
+            # A view of a thread or traceback that is about to end; the map goes with it.
+            self._map = None
 
     def _is_ours(self) -> bool:
         try:
@@ -130,6 +143,8 @@ class PosixSegment:
         if self._map is not None:
             self._map.close()
             self._map = None
+
+    def _close(self) -> None:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from weightd.core.errors import PathInTheWay
@@ -24,7 +25,8 @@ class ModelDirectories:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        root.mkdir(mode=0o755, parents=True, exist_ok=True)
+        with _in_the_way(), disk_errors(root.parent):
+            root.mkdir(mode=0o755, parents=True, exist_ok=True)
 
     def path(self, key: str, revision: str) -> Path:
         """Where the directory is or would be."""
@@ -34,7 +36,7 @@ class ModelDirectories:
         """Make each name in `targets` (path → file) resolve. A new directory appears whole; links in one that exists
         are switched one by one, each atomically. Returns the directory."""
         directory = self.path(key, revision)
-        with disk_errors(self.root):
+        with _in_the_way(), disk_errors(self.root):
             directory.parent.mkdir(mode=0o755, exist_ok=True)
             if directory.is_symlink() or (directory.exists() and not directory.is_dir()):
                 raise PathInTheWay(f"{directory} is not a directory", remedy="Move what stands there away.")
@@ -64,7 +66,10 @@ class ModelDirectories:
             link.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
             fresh = directory.parent / (TEMPORARY + secrets.token_hex(6))
             fresh.symlink_to(text)
-            fresh.replace(link)
+            try:
+                fresh.replace(link)
+            finally:
+                fresh.unlink(missing_ok=True)
 
     def drop_leftovers(self) -> None:
         """What an earlier process left half built."""
@@ -73,6 +78,16 @@ class ModelDirectories:
                 shutil.rmtree(path)
             else:
                 path.unlink()
+
+
+@contextmanager
+def _in_the_way() -> Iterator[None]:
+    try:
+        yield
+    except (FileExistsError, NotADirectoryError, IsADirectoryError) as e:
+        raise PathInTheWay(
+            f"{e.filename2 or e.filename} cannot be made: {e.strerror}", remedy="Move what stands there away."
+        ) from None
 
 
 def _link_text(link: Path, target: Path) -> str:

@@ -5,6 +5,7 @@ Data is on disk before this says so: the engine records a blob after its commit.
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 from collections.abc import Iterator
@@ -14,9 +15,11 @@ from pathlib import Path
 import msgspec
 
 from weightd.core.digest import Digest
-from weightd.core.errors import ConfigError, DiskFull
+from weightd.core.errors import AlreadyRunning, ConfigError, DiskFull, PathInTheWay
 from weightd.core.manifest import Manifest
+from weightd.core.parts import ALIGN
 from weightd.core.verification import Verification
+from weightd.storage.direct import disk_errors
 
 SCHEMA_VERSION = 1
 _SCHEMA = """
@@ -41,10 +44,19 @@ class BlobRecord(msgspec.Struct, frozen=True):
     part_size: int
     checksums: bytes
 
+    @property
+    def sound(self) -> bool:
+        """Whether it can be what was recorded: one checksum for each part."""
+        if self.part_size <= 0 or self.part_size % ALIGN or self.size < 0:
+            return False
+        return len(self.checksums) == 16 * -(-self.size // self.part_size)
+
 
 class ModelRecord(msgspec.Struct, frozen=True):
-    """A snapshot whose blobs were all committed. `digests` by file path."""
+    """A snapshot whose blobs were all committed. `ref` is what the user named, credentials and all; the manifest's is
+    for people. `digests` by file path."""
 
+    ref: str
     manifest: Manifest
     digests: dict[str, Digest]
     last_used: float = 0.0
@@ -58,26 +70,65 @@ class State:
         self._db: sqlite3.Connection | None = None
 
     def open(self) -> None:
-        """Raises ConfigError for a file that is no state of this version."""
-        # Made private first: SQLite gives its WAL the mode of the database. Refs may hold credentials.
-        os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+        """Raises ConfigError for a file that is no state of this version, DiskFull, PathInTheWay, AlreadyRunning."""
+        self._make_private()
+        with self._errors():
+            self._db = sqlite3.connect(self._path, isolation_level=None)
         try:
-            db = sqlite3.connect(self._path, isolation_level=None)
-            db.execute("PRAGMA journal_mode = WAL")
-            db.execute("PRAGMA synchronous = FULL")
-            version = db.execute("PRAGMA user_version").fetchone()[0]
-            if version not in (0, SCHEMA_VERSION):
-                raise ConfigError(
-                    f"{self._path} has schema {version}", remedy="Use the version of weightd that made it."
-                )
-            db.executescript(_SCHEMA)
-            db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-        except sqlite3.DatabaseError as e:
-            raise ConfigError(
-                f"{self._path} cannot be read: {e}",
-                remedy="Move it away and start again: blobs whose records are lost are fetched again.",
-            ) from None
-        self._db = db
+            with self._errors():
+                self._prepare(self._db)
+        except BaseException:
+            self.close()
+            raise
+
+    def _make_private(self) -> None:
+        """SQLite gives its WAL the mode of the database. Refs may hold credentials."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        try:
+            with disk_errors(self._path.parent):
+                os.close(os.open(self._path, flags, 0o600))
+        except OSError as e:
+            if e.errno not in (errno.ELOOP, errno.EISDIR):
+                raise
+            raise PathInTheWay(f"{self._path} is not a regular file", remedy="Move it away and start again.") from None
+
+    def _prepare(self, db: sqlite3.Connection) -> None:
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = FULL")
+        version = db.execute("PRAGMA user_version").fetchone()[0]
+        if version not in (0, SCHEMA_VERSION):
+            raise ConfigError(f"{self._path} has schema {version}", remedy="Use the version of weightd that made it.")
+        if (found := db.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
+            raise self._damaged(found)
+        db.executescript(_SCHEMA)
+        db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+    def _damaged(self, reason: object) -> ConfigError:
+        return ConfigError(
+            f"{self._path} is damaged: {reason}",
+            remedy="Move it away and start again: blobs whose records are lost are fetched again.",
+        )
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Translates what SQLite says, by its primary result code (sqlite.org/rescode.html)."""
+        try:
+            yield
+        except msgspec.DecodeError as e:
+            raise self._damaged(e) from None
+        except sqlite3.Error as e:
+            code = getattr(e, "sqlite_errorcode", 0) & 0xFF
+            if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
+                raise DiskFull(
+                    f"{self._path} cannot be written: {e}", remedy="Free space below the state directory."
+                ) from None
+            if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+                raise self._damaged(e) from None
+            if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+                raise AlreadyRunning(
+                    f"another process uses {self._path}", remedy="Stop it, or use another state directory."
+                ) from None
+            raise
 
     def close(self) -> None:
         """Idempotent."""
@@ -92,8 +143,11 @@ class State:
         return self._db
 
     def blobs(self) -> list[BlobRecord]:
-        rows = self._open.execute("SELECT digest, size, verification, part_size, checksums FROM blobs")
-        return [BlobRecord(Digest(d), s, Verification(v), p, c) for d, s, v, p, c in rows]
+        """In no order. What stands in a row that nobody could have recorded raises ConfigError."""
+        names = BlobRecord.__struct_fields__
+        with self._errors():
+            rows = self._open.execute(f"SELECT {', '.join(names)} FROM blobs")
+            return [msgspec.convert(dict(zip(names, row, strict=True)), BlobRecord) for row in rows]
 
     def put_blob(self, blob: BlobRecord, source_key: str = "") -> None:
         """Record a blob and, where its source names a version, that this version has these bytes."""
@@ -106,19 +160,23 @@ class State:
                 db.execute("INSERT OR REPLACE INTO seen VALUES (?, ?)", (source_key, blob.digest))
 
     def drop_blob(self, digest: Digest) -> None:
-        self._open.execute("DELETE FROM blobs WHERE digest = ?", (digest,))
+        with self._transaction() as db:
+            db.execute("DELETE FROM blobs WHERE digest = ?", (digest,))
 
     def seen(self) -> dict[str, Digest]:
-        return {k: Digest(d) for k, d in self._open.execute("SELECT source_key, digest FROM seen")}
+        with self._errors():
+            return {k: Digest(d) for k, d in self._open.execute("SELECT source_key, digest FROM seen")}
 
     def models(self) -> list[ModelRecord]:
         """The current snapshot of each ref."""
-        rows = self._open.execute("SELECT model, last_used FROM models WHERE current = 1")
-        return [msgspec.structs.replace(msgspec.json.decode(m, type=ModelRecord), last_used=used) for m, used in rows]
+        with self._errors():
+            rows = self._open.execute("SELECT model, last_used FROM models WHERE current = 1").fetchall()
+            decoded = [(msgspec.json.decode(model, type=ModelRecord), used) for model, used in rows]
+        return [msgspec.structs.replace(model, last_used=used) for model, used in decoded]
 
     def put_model(self, model: ModelRecord) -> None:
         """Make this the current snapshot of its ref."""
-        key = (model.manifest.ref, model.manifest.revision)
+        key = (model.ref, model.manifest.revision)
         with self._transaction() as db:
             db.execute("UPDATE models SET current = 0 WHERE ref = ?", key[:1])
             db.execute(
@@ -130,15 +188,12 @@ class State:
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         """All or nothing. Raises DiskFull when the database cannot grow."""
         db = self._open
-        try:
-            db.execute("BEGIN IMMEDIATE")
-            yield db
-            db.execute("COMMIT")
-        except sqlite3.Error as e:
-            if db.in_transaction:
-                db.execute("ROLLBACK")
-            if e.sqlite_errorcode not in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
-                raise
-            raise DiskFull(
-                f"{self._path} cannot be written: {e}", remedy="Free space below the state directory."
-            ) from None
+        with self._errors():
+            try:
+                db.execute("BEGIN IMMEDIATE")
+                yield db
+                db.execute("COMMIT")
+            finally:
+                # After an error, SQLite's or the caller's. SQLite itself rolls back after some.
+                if db.in_transaction:
+                    db.execute("ROLLBACK")

@@ -1,0 +1,343 @@
+"""What every segment store and every blob store has to keep; run on each implementation."""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from weightd.core.digest import Digest, digest_of
+from weightd.core.errors import Corruption, DiskFull, NotFound, ShmFull, Unavailable
+from weightd.core.lifecycle import IllegalTransition, SegmentState
+from weightd.core.parts import plan_parts
+from weightd.storage.protocols import BlobStore, Ingest, Segment, SegmentStore
+
+PART = 64 << 10
+SIZES = [1, 4095, 4096, 4097, PART - 1, PART, PART + 1, 3 * PART + 5]
+IMPOSSIBLE = 1 << 50
+"""More bytes than any file system here has; file systems refuse it at once, without allocating."""
+
+
+def pattern(size: int, seed: int = 0) -> bytes:
+    """Bytes without a period that a misplaced block could hide in."""
+    return hashlib.shake_128(f"{seed}".encode()).digest(size)
+
+
+def aligned(data: bytes) -> memoryview:
+    """In a map, as parts are."""
+    buffer = memoryview(mmap.mmap(-1, max(len(data), 1)))[: len(data)]
+    buffer[:] = data
+    return buffer
+
+
+def sha256(data: bytes) -> Digest:
+    return digest_of(hashlib.sha256(data).digest())
+
+
+class SegmentStoreSuite:
+    """Subclasses say how to look at a store from outside."""
+
+    @pytest.fixture
+    def store(self) -> SegmentStore:
+        raise NotImplementedError
+
+    def successor(self, store: SegmentStore) -> SegmentStore:
+        """A store of the same owner in a later process."""
+        raise NotImplementedError
+
+    def names(self, store: SegmentStore) -> set[str]:
+        """Of the objects that exist, of this store's owner."""
+        raise NotImplementedError
+
+    def content(self, store: SegmentStore, segment: Segment) -> bytes:
+        raise NotImplementedError
+
+    def mode(self, store: SegmentStore, segment: Segment) -> int:
+        raise NotImplementedError
+
+    def replace(self, store: SegmentStore, segment: Segment) -> None:
+        """Somebody else unlinks the object and makes another one of its name."""
+        raise NotImplementedError
+
+    @staticmethod
+    def fill(segment: Segment, data: bytes) -> None:
+        segment.prepare(0, len(data))
+        segment.view[:] = data
+
+    @pytest.mark.parametrize("size", SIZES)
+    def test_holds_its_bytes_from_create_to_unlink(self, store: SegmentStore, size: int) -> None:
+        segment = store.create("model-safetensors", size)
+        assert segment.state is SegmentState.CREATED
+        assert len(segment.view) == segment.size == size
+        assert self.mode(store, segment) == 0o600
+        self.fill(segment, pattern(size))
+        segment.seal()
+        assert segment.state is SegmentState.SEALED
+        assert self.content(store, segment) == pattern(size)
+        assert self.mode(store, segment) == 0o440
+        segment.unlink()
+        assert segment.state is SegmentState.UNLINKED
+        assert self.names(store) == set()
+
+    def test_a_fresh_segment_reads_as_zeros(self, store: SegmentStore) -> None:
+        segment = store.create("a", 5000)
+        segment.prepare(0, 5000)
+        assert bytes(segment.view) == bytes(5000)
+        segment.unlink()
+
+    def test_names_are_unique_and_carry_the_label(self, store: SegmentStore) -> None:
+        segments = [store.create("label-1", 1) for _ in range(20)]
+        names = {s.name for s in segments}
+        assert len(names) == 20
+        assert all(n.startswith("/") and "label-1" in n and n.count("/") == 1 for n in names)
+        assert self.names(store) == names
+        for segment in segments:
+            segment.unlink()
+
+    def test_zero_bytes_have_no_object(self, store: SegmentStore) -> None:
+        segment = store.create("empty", 0)
+        assert (segment.name, segment.size, len(segment.view)) == ("", 0, 0)
+        assert self.names(store) == set()
+        segment.seal()
+        segment.unlink()
+        segment.unlink()
+
+    def test_not_writable_once_sealed(self, store: SegmentStore) -> None:
+        segment = store.create("a", 10)
+        before = segment.view
+        segment.seal()
+        with pytest.raises(AssertionError):
+            _ = segment.view
+        with pytest.raises(ValueError, match="released"):
+            before[0] = 1
+        with pytest.raises(IllegalTransition):
+            segment.seal()
+        segment.unlink()
+
+    def test_cannot_be_sealed_while_somebody_holds_its_bytes(self, store: SegmentStore) -> None:
+        segment = store.create("a", 8192)
+        with segment.view[:10], pytest.raises(BufferError):
+            segment.seal()
+        assert self.mode(store, segment) == 0o600
+        segment.unlink()
+        assert self.names(store) == set()
+
+    def test_unlink_removes_the_name_even_while_somebody_holds_its_bytes(self, store: SegmentStore) -> None:
+        segment = store.create("a", 8192)
+        segment.prepare(0, 8192)
+        held = segment.view[:10]
+        segment.unlink()
+        assert self.names(store) == set()
+        held[0] = 7
+        held.release()
+
+    def test_unlink_is_idempotent(self, store: SegmentStore) -> None:
+        segment = store.create("a", 10)
+        segment.unlink()
+        segment.unlink()
+        assert segment.state is SegmentState.UNLINKED
+
+    @pytest.mark.parametrize("sealed", [True, False])
+    def test_a_newer_object_of_the_same_name_survives(self, store: SegmentStore, sealed: bool) -> None:
+        segment = store.create("a", 10)
+        if sealed:
+            segment.seal()
+        self.replace(store, segment)
+        segment.unlink()
+        assert self.names(store) == {segment.name}
+
+    def test_sealing_leaves_a_newer_object_of_the_same_name_alone(self, store: SegmentStore) -> None:
+        segment = store.create("a", 10)
+        self.replace(store, segment)
+        with pytest.raises(Unavailable, match="removed"):
+            segment.seal()
+        assert self.mode(store, segment) == 0o600
+        segment.unlink()
+
+    def test_full_says_so_and_leaves_nothing(self, store: SegmentStore) -> None:
+        with pytest.raises(ShmFull):
+            store.create("a", store.total() + 4096)
+        with pytest.raises(ShmFull):
+            store.create("a", IMPOSSIBLE)
+        assert self.names(store) == set()
+
+    def test_leftovers_of_the_same_owner_go(self, store: SegmentStore) -> None:
+        store.create("open", 10)
+        store.create("sealed", 10).seal()
+        later = self.successor(store)
+        assert later.drop_leftovers() == 2
+        assert later.drop_leftovers() == 0
+        assert self.names(store) == set()
+
+    def test_written_by_many_threads(self, store: SegmentStore) -> None:
+        data = pattern(40 * PART + 17)
+        segment = store.create("a", len(data))
+
+        def write(offset: int, length: int) -> None:
+            segment.prepare(offset, length)
+            with segment.view[offset : offset + length] as view:
+                view[:] = data[offset : offset + length]
+
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda p: write(p.offset, p.length), plan_parts(len(data), PART)))
+        segment.seal()
+        assert self.content(store, segment) == data
+        segment.unlink()
+
+    def test_counts_its_file_system(self, store: SegmentStore) -> None:
+        assert 0 < store.free() <= store.total()
+        assert store.huge_bytes() >= 0
+
+
+class BlobStoreSuite:
+    """Subclasses say how to look at a store from outside, and how to damage it."""
+
+    @pytest.fixture
+    def store(self) -> BlobStore:
+        raise NotImplementedError
+
+    def open_ingests(self, store: BlobStore) -> int:
+        raise NotImplementedError
+
+    def truncate(self, store: BlobStore, digest: Digest, size: int) -> None:
+        raise NotImplementedError
+
+    @staticmethod
+    def write(ingest: Ingest, data: bytes) -> None:
+        for part in reversed(plan_parts(len(data), PART)):
+            ingest.write(part.offset, aligned(data)[part.offset : part.offset + part.length])
+
+    def put(self, store: BlobStore, data: bytes) -> Digest:
+        ingest = store.ingest(len(data))
+        self.write(ingest, data)
+        ingest.commit(sha256(data))
+        return sha256(data)
+
+    @staticmethod
+    def read(source: BlobStore, digest: Digest, offset: int, length: int) -> bytes:
+        with mmap.mmap(-1, max(length, 1)) as buffer:
+            with memoryview(buffer)[:length] as view:
+                source.read(digest, offset, view)
+                return bytes(view)
+
+    @pytest.mark.parametrize("size", [0, *SIZES])
+    def test_returns_what_was_committed(self, store: BlobStore, size: int) -> None:
+        data = pattern(size)
+        digest = self.put(store, data)
+        assert store.size(digest) == size
+        assert self.read(store, digest, 0, size) == data
+        for part in plan_parts(size, 4096):
+            assert self.read(store, digest, part.offset, part.length) == data[part.offset : part.offset + part.length]
+        assert list(store.digests()) == [digest]
+        assert self.open_ingests(store) == 0
+
+    def test_nothing_is_visible_before_the_commit(self, store: BlobStore) -> None:
+        data = pattern(PART + 1)
+        ingest = store.ingest(len(data))
+        self.write(ingest, data)
+        assert store.size(sha256(data)) is None
+        assert list(store.digests()) == []
+        with pytest.raises(NotFound):
+            self.read(store, sha256(data), 0, 10)
+        ingest.commit(sha256(data))
+        assert store.size(sha256(data)) == len(data)
+
+    @pytest.mark.parametrize("size", [1, 4097, 3 * PART + 5])
+    def test_an_ingest_can_be_read_before_the_commit(self, store: BlobStore, size: int) -> None:
+        data = pattern(size)
+        ingest = store.ingest(size)
+        self.write(ingest, data)
+        with mmap.mmap(-1, size) as buffer, memoryview(buffer) as view:
+            ingest.read(0, view)
+            assert bytes(view) == data
+        ingest.abort()
+
+    def test_abort_leaves_nothing(self, store: BlobStore) -> None:
+        free = self.open_ingests(store)
+        ingest = store.ingest(PART)
+        self.write(ingest, pattern(PART))
+        ingest.abort()
+        ingest.abort()
+        assert self.open_ingests(store) == free == 0
+        assert list(store.digests()) == []
+
+    def test_abort_after_the_commit_is_harmless(self, store: BlobStore) -> None:
+        ingest = store.ingest(3)
+        ingest.write(0, aligned(b"abc"))
+        ingest.commit(sha256(b"abc"))
+        ingest.abort()
+        assert self.read(store, sha256(b"abc"), 0, 3) == b"abc"
+
+    def test_commit_happens_once(self, store: BlobStore) -> None:
+        ingest = store.ingest(3)
+        ingest.write(0, aligned(b"abc"))
+        ingest.commit(sha256(b"abc"))
+        with pytest.raises(IllegalTransition):
+            ingest.commit(sha256(b"abc"))
+        aborted = store.ingest(3)
+        aborted.abort()
+        with pytest.raises(IllegalTransition):
+            aborted.commit(sha256(b"xyz"))
+        assert list(store.digests()) == [sha256(b"abc")]
+
+    def test_the_same_blob_twice_is_one(self, store: BlobStore) -> None:
+        first, second = store.ingest(3), store.ingest(3)
+        for ingest in (first, second):
+            ingest.write(0, aligned(b"abc"))
+        first.commit(sha256(b"abc"))
+        second.commit(sha256(b"abc"))
+        assert list(store.digests()) == [sha256(b"abc")]
+        assert self.read(store, sha256(b"abc"), 0, 3) == b"abc"
+        assert self.open_ingests(store) == 0
+
+    def test_full_says_so_and_leaves_nothing(self, store: BlobStore) -> None:
+        with pytest.raises(DiskFull):
+            store.ingest(IMPOSSIBLE)
+        assert self.open_ingests(store) == 0
+
+    @pytest.mark.parametrize("size", [0, 1, 4096, 5000])
+    def test_a_shorter_blob_is_corruption(self, store: BlobStore, size: int) -> None:
+        digest = self.put(store, pattern(3 * PART))
+        self.truncate(store, digest, size)
+        with pytest.raises(Corruption):
+            self.read(store, digest, 0, 3 * PART)
+        with pytest.raises(Corruption):
+            self.read(store, digest, 2 * PART, PART)
+        assert store.size(digest) == size
+
+    def test_delete_is_idempotent(self, store: BlobStore) -> None:
+        digest = self.put(store, b"abc")
+        store.delete(digest)
+        store.delete(digest)
+        assert store.size(digest) is None
+        assert list(store.digests()) == []
+        with pytest.raises(NotFound):
+            self.read(store, digest, 0, 3)
+
+    def test_leftovers_go_and_blobs_stay(self, store: BlobStore) -> None:
+        digest = self.put(store, b"abc")
+        store.ingest(10)
+        store.ingest(0)
+        assert store.drop_leftovers() == 2
+        assert store.drop_leftovers() == 0
+        assert self.open_ingests(store) == 0
+        assert list(store.digests()) == [digest]
+
+    def test_written_by_many_threads(self, store: BlobStore) -> None:
+        data = pattern(40 * PART + 17)
+        ingest = store.ingest(len(data))
+        whole = aligned(data)
+
+        def write(offset: int, length: int) -> None:
+            ingest.write(offset, whole[offset : offset + length])
+
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda p: write(p.offset, p.length), plan_parts(len(data), PART)))
+        ingest.commit(sha256(data))
+        assert self.read(store, sha256(data), 0, len(data)) == data
+
+    def test_paths_are_distinct(self, store: BlobStore) -> None:
+        assert store.path(sha256(b"a")) != store.path(sha256(b"b"))
+        assert store.free() > 0

@@ -1,0 +1,111 @@
+"""Blobs on disk and their in-memory twin."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from suites import BlobStoreSuite, aligned, pattern, sha256
+
+from weightd.core.digest import Digest
+from weightd.core.errors import Corruption, PathInTheWay
+from weightd.storage.blobs import DirectoryBlobStore
+from weightd.storage.memory import MemoryBlobStore
+
+
+class TestDirectoryBlobStore(BlobStoreSuite):
+    @pytest.fixture
+    def store(self, tmp_path: Path) -> DirectoryBlobStore:
+        return DirectoryBlobStore(tmp_path / "state")
+
+    def open_ingests(self, store: DirectoryBlobStore) -> int:
+        return len(os.listdir(store.ingests))
+
+    def truncate(self, store: DirectoryBlobStore, digest: Digest, size: int) -> None:
+        os.truncate(store.path(digest), size)
+
+    def test_blobs_are_read_only_files_of_their_size(self, store: DirectoryBlobStore) -> None:
+        path = store.path(self.put(store, pattern(5000)))
+        assert path.stat().st_mode & 0o7777 == 0o440
+        assert path.read_bytes() == pattern(5000)
+        assert path.relative_to(store.root).parts[:2] == ("blobs", "sha256")
+
+    def test_no_descriptor_stays(self, store: DirectoryBlobStore) -> None:
+        before = len(os.listdir("/proc/self/fd"))
+        digest = self.put(store, pattern(5000))
+        store.ingest(10).abort()
+        self.read(store, digest, 0, 5000)
+        assert len(os.listdir("/proc/self/fd")) == before
+
+    def test_open_ingests_hold_no_descriptor(self, store: DirectoryBlobStore) -> None:
+        """A model of 1,000 files opens 1,000 ingests; the usual limit is 1,024 descriptors."""
+        before = len(os.listdir("/proc/self/fd"))
+        ingests = [store.ingest(4097) for _ in range(50)]
+        for ingest in ingests:
+            ingest.write(0, aligned(pattern(4097)))
+        assert len(os.listdir("/proc/self/fd")) == before
+        for ingest in ingests:
+            ingest.abort()
+
+    def test_files_that_are_no_blobs_are_not_listed(self, store: DirectoryBlobStore) -> None:
+        digest = self.put(store, b"abc")
+        store.path(digest).with_name("README").touch()
+        store.path(digest).with_name(store.path(digest).name.upper()).touch()
+        (store.blobs / "lost+found").mkdir()
+        (store.blobs / "ff").mkdir(exist_ok=True)
+        (store.blobs / "ff" / store.path(digest).name).touch()
+        assert list(store.digests()) == [digest]
+
+    def test_a_directory_among_the_ingests_is_nobodys_leftover(self, store: DirectoryBlobStore) -> None:
+        (store.ingests / "lost+found").mkdir()
+        store.ingest(10)
+        assert store.drop_leftovers() == 1
+
+    def test_a_symlink_in_the_place_of_a_blob_is_not_followed(self, store: DirectoryBlobStore) -> None:
+        digest = self.put(store, b"abc")
+        path = store.path(digest)
+        path.rename(path.with_name("elsewhere"))
+        path.symlink_to("elsewhere")
+        assert store.size(digest) is None
+        with pytest.raises(Corruption, match="symlink"):
+            self.read(store, digest, 0, 3)
+
+    @pytest.mark.parametrize("where", ["ingest", "blobs/sha256"])
+    @pytest.mark.parametrize("kind", ["file", "symlink", "dangling"])
+    def test_a_place_that_is_no_directory_is_refused(self, tmp_path: Path, where: str, kind: str) -> None:
+        place = tmp_path / "state" / where
+        place.parent.mkdir(parents=True)
+        if kind == "file":
+            place.touch()
+        else:
+            place.symlink_to(tmp_path if kind == "symlink" else tmp_path / "nowhere")
+        with pytest.raises(PathInTheWay):
+            DirectoryBlobStore(tmp_path / "state")
+
+    def test_a_grown_blob_shows_its_size(self, store: DirectoryBlobStore) -> None:
+        digest = self.put(store, b"abc")
+        with store.path(digest).open("ab") as file:
+            file.write(b"more")
+        assert store.size(digest) == 7
+
+    def test_a_commit_that_fails_leaves_nothing(self, store: DirectoryBlobStore) -> None:
+        target = store.path(sha256(b"abc"))
+        target.mkdir(parents=True)
+        ingest = store.ingest(3)
+        ingest.write(0, aligned(b"abc"))
+        with pytest.raises(IsADirectoryError):
+            ingest.commit(sha256(b"abc"))
+        assert self.open_ingests(store) == 0
+
+
+class TestMemoryBlobStore(BlobStoreSuite):
+    @pytest.fixture
+    def store(self) -> MemoryBlobStore:
+        return MemoryBlobStore(16 << 20)
+
+    def open_ingests(self, store: MemoryBlobStore) -> int:
+        return len(store.ingests)
+
+    def truncate(self, store: MemoryBlobStore, digest: Digest, size: int) -> None:
+        store.blobs[digest] = store.blobs[digest][:size]

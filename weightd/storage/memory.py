@@ -1,0 +1,211 @@
+"""In-memory twins of the segment and the blob store, for tests of what stands on them.
+
+They keep the contracts of `protocols`, errors and lifecycles among them, and need neither /dev/shm nor a disk. Their
+paths name nothing in the file system.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from weightd.core.digest import Digest, hex_of
+from weightd.core.errors import Corruption, DiskFull, NotFound, ShmFull, Unavailable
+from weightd.core.lifecycle import INGEST, SEGMENT, IngestState, Lifecycle, SegmentState
+from weightd.core.parts import ALIGN
+from weightd.storage.pages import footprint
+
+ROOT: Final = Path("/nonexistent/weightd-memory")
+SEALED_MODE: Final = 0o440
+
+
+@dataclass(eq=False)
+class MemoryObject:
+    """What a name stands for; compared by identity, as (st_dev, st_ino) would be."""
+
+    data: bytearray
+    mode: int = 0o600
+
+
+class MemorySegment:
+    """See `protocols.Segment`. Made by MemorySegmentStore.create."""
+
+    def __init__(self, store: MemorySegmentStore, name: str, size: int) -> None:
+        self._store, self.name, self.size = store, name, size
+        self._life = Lifecycle("segment", SEGMENT, SegmentState.CREATED)
+        self._object = MemoryObject(bytearray(size))
+        self._view = memoryview(self._object.data)
+        if size:
+            store.objects[name] = self._object
+
+    @property
+    def path(self) -> Path:
+        return ROOT / self.name.removeprefix("/")
+
+    @property
+    def state(self) -> SegmentState:
+        return self._life.state
+
+    @property
+    def view(self) -> memoryview:
+        if self.state is not SegmentState.CREATED:
+            raise AssertionError(f"{self!r} is not writable")
+        return self._view
+
+    def prepare(self, offset: int, length: int) -> None:
+        """All bytes are there from the start."""
+
+    def seal(self) -> None:
+        self._view.release()
+        if self.size:
+            # As closing a map would: BufferError while a view of it lives.
+            self._object.data.append(0)
+            self._object.data.pop()
+            if not self._is_ours():
+                raise Unavailable(f"{self.name} was removed by somebody else", remedy="Try again.")
+        self._object.mode = SEALED_MODE
+        self._life.to(SegmentState.SEALED)
+
+    def unlink(self) -> None:
+        if self.state is SegmentState.UNLINKED:
+            return
+        self._view.release()
+        if self._is_ours():
+            del self._store.objects[self.name]
+        self._life.to(SegmentState.UNLINKED)
+
+    def _is_ours(self) -> bool:
+        return self._store.objects.get(self.name) is self._object
+
+    def __repr__(self) -> str:
+        return f"<MemorySegment {self.name} {self.state.name} {self.size}>"
+
+
+class MemorySegmentStore:
+    """`capacity` in bytes, whole pages counted. `objects` by name; shared between stores it outlives them."""
+
+    def __init__(self, owner: str, capacity: int, objects: dict[str, MemoryObject] | None = None) -> None:
+        self._prefix = f"/weightd-{owner}-"
+        self._capacity = capacity
+        self.objects = {} if objects is None else objects
+
+    def create(self, label: str, size: int) -> MemorySegment:
+        if footprint(size) > self.free():
+            raise ShmFull(f"memory is full: {size} bytes wanted, {self.free()} free", remedy="Use a larger one.")
+        return MemorySegment(self, f"{self._prefix}{label}-{secrets.token_hex(6)}" if size else "", size)
+
+    def free(self) -> int:
+        return self._capacity - sum(footprint(len(o.data)) for o in self.objects.values())
+
+    def total(self) -> int:
+        return self._capacity
+
+    def huge_bytes(self) -> int:
+        return 0
+
+    def drop_leftovers(self) -> int:
+        names = [n for n in self.objects if n.startswith(self._prefix)]
+        for name in names:
+            del self.objects[name]
+        return len(names)
+
+    def __repr__(self) -> str:
+        return f"<MemorySegmentStore {self._prefix} {len(self.objects)}>"
+
+
+class MemoryIngest:
+    """See `protocols.Ingest`. Made by MemoryBlobStore.ingest."""
+
+    def __init__(self, store: MemoryBlobStore, size: int) -> None:
+        self._store, self.size = store, size
+        self._life = Lifecycle("ingest", INGEST, IngestState.OPEN)
+        self._data = bytearray(size)
+        store.ingests.add(self)
+
+    @property
+    def state(self) -> IngestState:
+        return self._life.state
+
+    def write(self, offset: int, data: memoryview) -> None:
+        if offset % ALIGN or offset + len(data) > self.size:
+            raise ValueError(f"{len(data)} bytes at {offset} of an ingest of {self.size}")
+        self._data[offset : offset + len(data)] = data
+
+    def read(self, offset: int, view: memoryview) -> None:
+        _fill(self._data, offset, view, "the ingest")
+
+    def commit(self, digest: Digest) -> None:
+        try:
+            self._life.to(IngestState.VERIFYING)
+            self._store.blobs[digest] = bytes(self._data)
+            self._life.to(IngestState.COMMITTED)
+            self._store.ingests.discard(self)
+        finally:
+            self.abort()
+
+    def abort(self) -> None:
+        if self.state not in (IngestState.COMMITTED, IngestState.ABORTED):
+            self._life.to(IngestState.ABORTED)
+            self._store.ingests.discard(self)
+
+    def __repr__(self) -> str:
+        return f"<MemoryIngest {self.state.name} {self.size}>"
+
+
+class MemoryBlobStore:
+    """`capacity` in bytes. `blobs` may be changed by tests, to damage what is "on disk"."""
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._lock = threading.Lock()
+        self.blobs: dict[Digest, bytes] = {}
+        self.ingests: set[MemoryIngest] = set()
+
+    def ingest(self, size: int) -> MemoryIngest:
+        with self._lock:
+            if size > self.free():
+                raise DiskFull(f"memory is full: {size} bytes wanted, {self.free()} free", remedy="Use a larger one.")
+            return MemoryIngest(self, size)
+
+    def path(self, digest: Digest) -> Path:
+        name = hex_of(digest)
+        return ROOT / "blobs" / name[:2] / name
+
+    def size(self, digest: Digest) -> int | None:
+        data = self.blobs.get(digest)
+        return None if data is None else len(data)
+
+    def read(self, digest: Digest, offset: int, view: memoryview) -> None:
+        data = self.blobs.get(digest)
+        if data is None:
+            raise NotFound(f"blob {digest} is not here")
+        _fill(data, offset, view, f"blob {digest}")
+
+    def delete(self, digest: Digest) -> None:
+        self.blobs.pop(digest, None)
+
+    def free(self) -> int:
+        used = sum(len(b) for b in self.blobs.values()) + sum(i.size for i in self.ingests)
+        return self._capacity - used
+
+    def digests(self) -> Iterator[Digest]:
+        yield from list(self.blobs)
+
+    def drop_leftovers(self) -> int:
+        count = len(self.ingests)
+        self.ingests.clear()
+        return count
+
+    def __repr__(self) -> str:
+        return f"<MemoryBlobStore {len(self.blobs)} blobs, {len(self.ingests)} open>"
+
+
+def _fill(data: bytes | bytearray, offset: int, view: memoryview, what: str) -> None:
+    piece = data[offset : offset + len(view)]
+    if len(piece) < len(view):
+        raise Corruption(f"{what} ends at byte {len(data)}, before its recorded size")
+    view[:] = piece
