@@ -1,0 +1,265 @@
+"""Resolve http and https refs: what files there are, how large, which version, and whether ranges work.
+
+One `GET` with `Range: bytes=0-0` per file tells all of it (a HEAD is refused by signed addresses, and lies about
+ranges). The body of an answer that ignores the range is not read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import email.utils
+import importlib
+import random
+import ssl
+import time
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+from weightd.core.backoff import full_jitter
+from weightd.core.digest import Digest
+from weightd.core.errors import ManifestError, SourceUnavailable, WeightdError
+from weightd.core.manifest import FileSpec, Manifest, make_manifest
+from weightd.core.ranges import Probe, is_transient, judge_probe, status_error
+from weightd.core.refs import Ref, redact
+from weightd.sources import net, urls
+from weightd.sources import safetensors_repo as repo
+from weightd.sources.connection import ConnectionPool, HttpOptions
+from weightd.sources.http_reader import USER_AGENT, HttpReader
+
+if TYPE_CHECKING:
+    import aiohttp
+
+MAX_RETRY_AFTER = 30.0
+"""Seconds: the longest Retry-After that is honoured in full."""
+_SMALL_BODY = 64 << 10
+_NONE: frozenset[int] = frozenset()
+_ABSENT = frozenset({404, 410})
+_ABSENT_OPTIONAL = frozenset({403, 404, 410})
+"""S3 answers 403 for a missing key to those who may not list the bucket."""
+_ASK = {"Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": USER_AGENT}
+
+
+class _Answer(NamedTuple):
+    status: int
+    headers: dict[str, str]
+    kept: str
+    where: str
+
+
+class _BrokeOff(Exception):
+    """A fault that another attempt may mend; `error` is it, should there be none."""
+
+    def __init__(self, error: WeightdError) -> None:
+        self.error = error
+
+
+class HttpSource:
+    """Implements `weightd.sources.protocols.Source` for http and https. `sleep` and `draw` are for tests."""
+
+    def __init__(
+        self,
+        options: HttpOptions | None = None,
+        *,
+        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
+        draw: Callable[[], float] = random.random,
+    ) -> None:
+        self._options = options or HttpOptions()
+        self._pool = ConnectionPool(self._options)
+        self._session: aiohttp.ClientSession | None = None
+        self._sleep, self._draw = sleep, draw
+
+    async def resolve(self, ref: Ref) -> Manifest:
+        try:
+            files = await self._files(ref)
+            return make_manifest(ref.shown, repo.format_of(f.path for f in files), files)
+        except WeightdError as e:
+            raise e.about(ref=ref.shown) from None
+
+    async def _files(self, ref: Ref) -> list[FileSpec]:
+        url = urls.encode(ref.text)
+        kind = urls.shape(url)
+        if kind is urls.Shape.FILE:
+            return [await self.stat(ref, urls.name(url), url, size=None, digest=None)]
+        folder = _Folder(self, ref, urls.directory(url))
+        if kind is urls.Shape.DIRECTORY:
+            return await repo.whole_directory(folder)
+        index = await self.stat(ref, urls.name(url), url, size=None, digest=None)
+        return await repo.of_index(folder, index)
+
+    async def stat(self, ref: Ref, path: str, url: str, *, size: int | None, digest: Digest | None) -> FileSpec:
+        found = await self.find(ref, path, url, size=size, digest=digest)
+        assert found is not None
+        return found
+
+    async def find(
+        self, ref: Ref, path: str, url: str, *, size: int | None, digest: Digest | None, absent: frozenset[int] = _NONE
+    ) -> FileSpec | None:
+        """As `stat`, but None when the origin answers one of the statuses in `absent`."""
+        try:
+            answered = await self._probe(urls.encode(url), absent)
+            if answered is None:
+                return None
+            probe, kept = answered
+            where = redact(kept)
+            if probe.size is None and size is None:
+                raise ManifestError(
+                    f"{where} does not tell its size",
+                    remedy="Name the model in models.json and give the file's `size` in bytes there.",
+                )
+            if probe.size is not None:
+                repo.check_size(probe.size, size, where, path)
+        except WeightdError as e:
+            raise e.about(ref=ref.shown, file=path) from None
+        total = probe.size if probe.size is not None else size
+        assert total is not None
+        return FileSpec(path, total, kept, digest, probe.validator, probe.ranges)
+
+    def reader(self, file: FileSpec) -> HttpReader:
+        return HttpReader(file, self._pool)
+
+    async def close(self) -> None:
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+        self._pool.close()
+
+    async def _probe(self, url: str, absent: frozenset[int]) -> tuple[Probe, str] | None:
+        answer = await self._ask(url, {"Range": "bytes=0-0"})
+        if answer.status in absent:
+            return None
+        probe = judge_probe(answer.status, answer.headers, answer.where)
+        if probe is None:
+            answer = await self._ask(url, {})
+            if answer.status == 416:
+                raise status_error(answer.status, answer.where)
+            probe = judge_probe(answer.status, answer.headers, answer.where)
+            assert probe is not None
+        return probe, answer.kept
+
+    async def _ask(self, url: str, extra: dict[str, str]) -> _Answer:
+        """Follow redirects, and repeat while the fault may pass; the last answer, or the last fault raised."""
+        for attempt in range(self._options.attempts):
+            last = attempt + 1 == self._options.attempts
+            wait = full_jitter(attempt, self._draw())
+            try:
+                answer = await self._follow(url, extra)
+                if last or not is_transient(answer.status):
+                    return answer
+                wait = max(wait, retry_after(answer.headers.get("retry-after", ""), time.time()))
+            except _BrokeOff as e:
+                if last:
+                    raise e.error from None
+            await self._sleep(wait)
+        raise AssertionError("attempts must be positive")
+
+    async def _follow(self, url: str, extra: dict[str, str]) -> _Answer:
+        trail = urls.Trail(url)
+        while True:
+            status, headers = await self._get(trail.url, extra)
+            location = headers.get("location")
+            if status not in urls.REDIRECTS or location is None:
+                return _Answer(status, headers, trail.kept, redact(trail.url))
+            trail.follow(status, location)
+
+    async def _get(self, url: str, extra: dict[str, str]) -> tuple[int, dict[str, str]]:
+        await asyncio.to_thread(importlib.import_module, "aiohttp")  # The first time this takes 0.2 s.
+        import aiohttp
+        from yarl import URL
+
+        to, where = urls.target(url), redact(url)
+        headers = _ASK | extra | ({"Authorization": to.authorization} if to.authorization else {})
+        try:
+            tls = await asyncio.to_thread(self._pool.context) if to.origin.scheme == "https" else True
+            async with self._open_session().get(
+                URL(to.url, encoded=True), headers=headers, allow_redirects=False, ssl=tls
+            ) as answer:
+                length = answer.headers.get("Content-Length", "")
+                if length.isdecimal() and int(length) <= _SMALL_BODY:
+                    await answer.read()  # Else the connection could not be used again.
+                return answer.status, {k.lower(): v for k, v in answer.headers.items()}
+        except (aiohttp.ClientError, OSError, ValueError) as e:
+            raise self._translated(e, to.origin, where) from None
+
+    def _translated(self, e: Exception, origin: urls.Origin, where: str) -> Exception:
+        import aiohttp
+
+        host, port = origin.host, origin.port
+        match e:
+            case aiohttp.ConnectionTimeoutError():
+                return net.connect_timeout(host, port, self._options.connect_timeout)
+            case aiohttp.ClientConnectorDNSError() | UnicodeError():
+                return net.unresolved(host)
+            case aiohttp.ClientConnectorCertificateError():
+                return net.of_connect(_ssl(e.certificate_error), host, port, 0)
+            case aiohttp.ClientConnectorSSLError():
+                return net.of_connect(_ssl(e.os_error), host, port, 0)
+            case aiohttp.ClientConnectorError():
+                return net.refused(host, port, e.os_error.strerror or "connection failed")
+            case TimeoutError():
+                return _BrokeOff(net.stalled(where, self._options.read_timeout))
+            case aiohttp.ClientResponseError() | aiohttp.InvalidURL() | ValueError():
+                return net.not_http(where)
+            case _:
+                return _BrokeOff(net.broke_off(where))
+
+    def _open_session(self) -> aiohttp.ClientSession:
+        """Made at first use: it belongs to the running loop."""
+        if self._session is None:
+            import aiohttp
+
+            options = self._options
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit_per_host=repo.PROBES, resolver=aiohttp.ThreadedResolver()),
+                timeout=aiohttp.ClientTimeout(
+                    total=None, sock_connect=options.connect_timeout, sock_read=options.read_timeout
+                ),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                auto_decompress=False,
+            )
+        return self._session
+
+
+class _Folder:
+    """Implements `safetensors_repo.Folder`."""
+
+    def __init__(self, source: HttpSource, ref: Ref, url: str) -> None:
+        self._source, self._ref, self._url = source, ref, url
+
+    async def find(self, path: str, *, optional: bool = False) -> FileSpec | None:
+        return await self._source.find(
+            self._ref,
+            path,
+            urls.child(self._url, path),
+            size=None,
+            digest=None,
+            absent=_ABSENT_OPTIONAL if optional else _ABSENT,
+        )
+
+    async def read(self, file: FileSpec) -> bytes:
+        """Through a Reader; once more on a fault that may pass."""
+        try:
+            return await repo.read_in_thread(self._source.reader(file), file.size)
+        except SourceUnavailable:
+            return await repo.read_in_thread(self._source.reader(file), file.size)
+
+    def missing(self, path: str, why: str) -> WeightdError:
+        return repo.not_found(redact(self._url), path, why)
+
+
+def retry_after(value: str, now: float) -> float:
+    """Seconds, at most MAX_RETRY_AFTER, from a Retry-After header (RFC 9110 §10.2.3); 0 for none or nonsense."""
+    value = value.strip()
+    if value.isdecimal():
+        return min(float(value[:9]), MAX_RETRY_AFTER)
+    try:
+        when = email.utils.parsedate_to_datetime(value)
+    except (ValueError, IndexError):
+        return 0.0
+    if when.tzinfo is None:
+        when = when.replace(tzinfo=datetime.UTC)
+    return min(max(when.timestamp() - now, 0.0), MAX_RETRY_AFTER)
+
+
+def _ssl(e: BaseException) -> OSError:
+    return e if isinstance(e, ssl.SSLError) else ssl.SSLError(1, "TLS failed")

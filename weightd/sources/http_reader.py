@@ -1,0 +1,184 @@
+"""Receive ranges of one file over HTTP/1.1, straight from the socket into the caller's memory."""
+
+from __future__ import annotations
+
+import http.client
+from collections.abc import Mapping
+
+from weightd.core.errors import SizeMismatch, WeightdError
+from weightd.core.manifest import FileSpec
+from weightd.core.ranges import Wanted, conditions, judge_body, status_error
+from weightd.core.refs import redact
+from weightd.sources import net
+from weightd.sources.connection import Connection, ConnectionPool
+from weightd.sources.urls import REDIRECTS, Origin, Trail, target
+from weightd.version import __version__
+
+USER_AGENT = f"weightd/{__version__}"
+_SMALL_BODY = 64 << 10
+"""A redirect's body of up to this many bytes is read, to keep its connection; a larger one is cut off."""
+_STALE = (401, 403, 404, 410)
+"""What a signed address answers when it has expired."""
+
+
+class HttpReader:
+    """Implements `weightd.sources.protocols.Reader`. Connections come from the pool and go back after `finish`."""
+
+    def __init__(self, file: FileSpec, pool: ConnectionPool) -> None:
+        self._file = file
+        self._pool = pool
+        self._where = redact(file.url)
+        self._address = file.url  # Where the last redirect led; asked first for the next part.
+        self._connection: Connection | None = None
+        self._response: http.client.HTTPResponse | None = None
+        self._length = self._left = 0
+        self._aborted = False
+
+    def start(self, offset: int, length: int) -> None:
+        if length <= 0 or offset < 0 or offset + length > self._file.size:
+            raise ValueError(f"bytes {offset}+{length} of a file of {self._file.size}")
+        wanted = Wanted(offset, length, self._file.size, self._file.validator, self._file.ranges)
+        try:
+            response = self._follow(self._address, _headers(wanted))
+            if response.status in _STALE and self._address != self._file.url:
+                response = self._follow(self._file.url, _headers(wanted))
+            judge_body(wanted, response.status, _lower(response), self._where)
+        except WeightdError as e:
+            raise e.about(file=self._file.path) from None
+        self._length = self._left = length
+
+    def _follow(self, address: str, headers: Mapping[str, str]) -> http.client.HTTPResponse:
+        trail = Trail(address)
+        while True:
+            self._where = redact(trail.url)
+            response = self._ask(trail.url, headers)
+            if response.status not in REDIRECTS:
+                self._address = trail.url
+                return response
+            location = response.getheader("Location")
+            if location is None:
+                raise status_error(response.status, self._where)
+            trail.follow(response.status, location)
+
+    def _ask(self, url: str, headers: Mapping[str, str]) -> http.client.HTTPResponse:
+        to = target(url)
+        connection, reused = self._connect(to.origin)
+        try:
+            try:
+                self._response = connection.ask(to, headers)
+            except (ConnectionError, http.client.HTTPException):
+                if not reused or self._aborted:
+                    raise
+                # The origin closed the idle connection just now: no fault of this request.
+                connection = self._use(self._pool.fresh(to.origin))
+                self._response = connection.ask(to, headers)
+        except (OSError, http.client.HTTPException) as e:
+            raise self._fault(e) from None
+        except WeightdError:
+            if self._aborted:
+                raise net.aborted(self._where) from None
+            raise
+        return self._response
+
+    def _connect(self, origin: Origin) -> tuple[Connection, bool]:
+        """The connection of the last answer if it can serve this one, else another."""
+        current = self._connection
+        if current is not None and current.origin == origin and self._drained() and current.usable():
+            return self._use(current), True
+        self._release()
+        connection, reused = self._pool.take(origin)
+        return self._use(connection), reused
+
+    def _use(self, connection: Connection) -> Connection:
+        if self._connection is not None and self._connection is not connection:
+            self._connection.close()
+        self._connection = connection
+        if self._aborted:  # `abort` came before there was a connection to abort.
+            raise net.aborted(self._where)
+        return connection
+
+    def _drained(self) -> bool:
+        """Whether nothing of the last answer is left in its connection."""
+        response = self._response
+        if response is None:
+            return True
+        if not response.isclosed() and response.length is not None and response.length <= _SMALL_BODY:
+            try:
+                response.read()
+            except (OSError, http.client.HTTPException):
+                return False
+        return response.isclosed()
+
+    def readinto(self, view: memoryview) -> int:
+        response = self._response
+        if response is None or self._left <= 0:
+            raise ValueError("readinto without start, or beyond the length asked for")
+        try:
+            count = response.readinto(view[: self._left])
+        except http.client.IncompleteRead:
+            count = 0
+        except (OSError, http.client.HTTPException) as e:
+            raise self._fault(e) from None
+        if self._aborted:
+            raise net.aborted(self._where).about(file=self._file.path)
+        if not count:
+            raise net.ended_early(self._where, self._length - self._left, self._length).about(file=self._file.path)
+        self._left -= count
+        return count
+
+    def finish(self) -> None:
+        response = self._response
+        if response is None or self._left:
+            raise ValueError(f"finish with {self._left} bytes unread")
+        try:
+            more = b"" if response.isclosed() else response.read(1)
+        except (OSError, http.client.HTTPException) as e:
+            raise self._fault(e) from None
+        if more:
+            raise SizeMismatch(
+                f"{self._where} goes on after the promised {self._length} bytes",
+                file=self._file.path,
+                remedy="Fetch the model again; if its size is given in models.json, correct it.",
+            )
+
+    def abort(self) -> None:
+        self._aborted = True
+        if (connection := self._connection) is not None:
+            connection.abort()
+
+    def close(self) -> None:
+        self._release()
+
+    def _release(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        clean = not self._aborted and (self._response is None or self._response.isclosed())
+        if self._response is not None:
+            self._response.close()
+            self._response = None
+        if clean:
+            self._pool.give(connection)
+        else:
+            connection.close()
+
+    def _fault(self, e: OSError | http.client.HTTPException) -> WeightdError:
+        if self._aborted:
+            error = net.aborted(self._where)
+        else:
+            error = net.of_read(e, self._where, self._pool.options.read_timeout)
+        return error.about(file=self._file.path)
+
+    def __repr__(self) -> str:
+        return f"<HttpReader {self._where} {self._length - self._left} of {self._length}>"
+
+
+def _headers(wanted: Wanted) -> dict[str, str]:
+    headers = {"Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": USER_AGENT}
+    if wanted.ranged:
+        headers["Range"] = f"bytes={wanted.offset}-{wanted.offset + wanted.length - 1}"
+    return headers | conditions(wanted.validator)
+
+
+def _lower(response: http.client.HTTPResponse) -> dict[str, str]:
+    return {name.lower(): value for name, value in response.getheaders()}

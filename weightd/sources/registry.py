@@ -1,0 +1,58 @@
+"""All sources behind one: the ref's scheme decides."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from weightd.core.digest import Digest
+from weightd.core.errors import RefSyntax
+from weightd.core.manifest import FileSpec, Manifest
+from weightd.core.models import NamedModel
+from weightd.core.refs import Ref, redact
+from weightd.sources.connection import HttpOptions
+from weightd.sources.file import FileSource
+from weightd.sources.http import HttpSource
+from weightd.sources.named import resolve_named
+from weightd.sources.protocols import Reader, Source
+
+
+class SourceOptions(msgspec.Struct, frozen=True):
+    """`models` are the configured names."""
+
+    http: HttpOptions = HttpOptions()
+    models: Mapping[str, NamedModel] = {}
+
+
+class Sources:
+    """Implements `weightd.sources.protocols.Source` by scheme; `others` adds or replaces schemes, for tests."""
+
+    def __init__(self, options: SourceOptions | None = None, others: Mapping[str, Source] | None = None) -> None:
+        self._options = options or SourceOptions()
+        http = HttpSource(self._options.http)
+        known: dict[str, Source] = {"http": http, "https": http, "file": FileSource()}
+        self._by_scheme = known | dict(others or {})
+        self._owned = [http, *self._by_scheme.values()]
+
+    async def resolve(self, ref: Ref) -> Manifest:
+        if ref.scheme == "name":
+            return await resolve_named(ref, self._options.models, self)
+        return await self._of(ref.text).resolve(ref)
+
+    async def stat(self, ref: Ref, path: str, url: str, *, size: int | None, digest: Digest | None) -> FileSpec:
+        return await self._of(url).stat(ref, path, url, size=size, digest=digest)
+
+    def reader(self, file: FileSpec) -> Reader:
+        return self._of(file.url).reader(file)
+
+    async def close(self) -> None:
+        for source in self._owned:
+            await source.close()
+
+    def _of(self, url: str) -> Source:
+        scheme = url.partition("://")[0].lower()
+        source = self._by_scheme.get(scheme)
+        if source is None:
+            raise RefSyntax(f"no source reads {scheme!r}", ref=redact(url))
+        return source
