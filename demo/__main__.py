@@ -16,10 +16,14 @@ from demo import play as p
 from demo import report
 from demo.processes import Child, Children, DemoError, Interrupted, Signals
 from demo.snapshot import WEIGHTS, find_model
+from weightd.daemon.build import owner_of
+from weightd.daemon.config import load_config
+from weightd.storage.segments import PREFIX
 
 CONFIG = """\
-state_dir = "{home}/state"
+[daemon]
 socket = "{home}/weightd.sock"
+state_dir = "{home}/state"
 """
 
 
@@ -27,40 +31,44 @@ def main() -> int:
     console = Console(highlight=False)
     signals = Signals()
     signals.install()
+    home = Path(tempfile.mkdtemp(prefix="weightd-demo-", dir="/tmp"))
+    children = Children(signals, home, environment(home))
     code = 1
-    with signals.held():
-        home = Path(tempfile.mkdtemp(prefix="weightd-demo-", dir="/tmp"))
-    environment = {
+    try:
+        try:
+            signals.allow()
+            code = perform(p.Play(console, children, find_model(), home))
+        finally:
+            signals.ignore()
+    except Interrupted as e:
+        console.print(f"\nInterrupted by {e}; cleaning up.")
+        code = 128 + e.number
+    except DemoError as e:
+        console.print(f"[bold red]The demo failed:[/] {e}", soft_wrap=True)
+    finally:
+        # Only the first signal is raised, and here it was: nothing interrupts this.
+        children.stop()
+        left = leftovers(home)
+        shutil.rmtree(home, ignore_errors=True)
+    if left:
+        console.print(f"[bold red]Left behind in shared memory, removed now:[/] {', '.join(left)}")
+        return code or 1
+    console.print("Cleaned up: no process, no file, no shared memory left.")
+    return code
+
+
+def environment(home: Path) -> dict[str, str]:
+    """For all children. One thread each: four workers share the cores. Nobody asks the network."""
+    return {
         **os.environ,
         "WEIGHTD_SOCKET": str(home / "weightd.sock"),
         "OMP_NUM_THREADS": "1",
         "TRANSFORMERS_OFFLINE": "1",
         "HF_HUB_OFFLINE": "1",
     }
-    children = Children(signals, home, environment)
-    play: p.Play | None = None
-    try:
-        play = p.Play(console, children, find_model(), home)
-        run(play)
-        code = 0
-    except DemoError as e:
-        console.print(f"[bold red]The demo failed:[/] {e}", soft_wrap=True)
-    except Interrupted as e:
-        console.print(f"\nInterrupted by {e}; cleaning up.")
-        code = 128 + e.number
-    finally:
-        signals.ignore()
-        children.stop()
-        shutil.rmtree(home, ignore_errors=True)
-    left = leftovers(home, play)
-    if left:
-        console.print(f"[bold red]Left behind:[/] {', '.join(left)}")
-        return code or 1
-    console.print("Cleaned up: no process, no file, no shared memory left.")
-    return code
 
 
-def run(play: p.Play) -> None:
+def perform(play: p.Play) -> int:
     """The whole demo. Raises DemoError at the first check that fails."""
     begin = time.monotonic()
     origin = start(play)
@@ -69,6 +77,7 @@ def run(play: p.Play) -> None:
     attack(play)
     compare(play, shared, again)
     play.console.print(f"[bold green]All checks held[/], in {time.monotonic() - begin:.0f} s.")
+    return 0
 
 
 def start(play: p.Play) -> Child:
@@ -141,10 +150,16 @@ def step(play: p.Play, number: int, text: str) -> None:
     play.console.print(f"\n[bold cyan]{number}[/]  [bold]{text}[/]", soft_wrap=True)
 
 
-def leftovers(home: Path, play: p.Play | None) -> list[str]:
-    """What should be gone and is not."""
-    paths = [home, *(Path(s) for s in (play.segments if play else ()))]
-    return [str(path) for path in paths if path.exists()]
+def leftovers(home: Path) -> list[str]:
+    """Segments of our daemon, which are named by its state directory, that it did not remove. They are removed."""
+    config = home / "weightd.toml"
+    if not config.exists():
+        return []
+    owner = owner_of(load_config(config, env={}, uid=os.geteuid()))
+    found = list(Path(p.SHM).glob(f"{PREFIX}-{owner}-*"))
+    for path in found:
+        path.unlink(missing_ok=True)
+    return [path.name for path in found]
 
 
 if __name__ == "__main__":

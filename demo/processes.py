@@ -36,20 +36,33 @@ class Interrupted(BaseException):
 
 
 class Signals:
-    """Turns the first signal into Interrupted, raised outside of `held` sections only; later ones do nothing."""
+    """Turns the first signal into Interrupted, raised where it is allowed; all later ones do nothing."""
 
     def __init__(self) -> None:
-        self._held = False
+        self._held = True
         self._came = 0
+        self._raised = False
 
     def install(self) -> None:
+        """From now on signals are noted; they are raised after `allow`."""
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        first, self._came = not self._came, self._came or number
-        if first and not self._held:
-            raise Interrupted(number)
+        self._came = self._came or number
+        if not self._held:
+            self._raise()
+
+    def _raise(self) -> None:
+        if not self._raised:
+            self._raised = True
+            raise Interrupted(self._came)
+
+    def allow(self) -> None:
+        """Raises what came meanwhile."""
+        self._held = False
+        if self._came:
+            self._raise()
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -58,15 +71,11 @@ class Signals:
         try:
             yield
         finally:
-            self._held = False
-        if self._came:
-            raise Interrupted(self._came)
+            self.allow()
 
     def ignore(self) -> None:
         """From now on, for good: cleaning up is not interrupted."""
         self._held = True
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)
 
 
 class Child:
@@ -126,7 +135,7 @@ class Child:
         if code:
             raise self.died()
 
-    def stop(self, patience: float = 15.0) -> None:
+    def stop(self, patience: float = 30.0) -> None:
         """Close its input, ask, then insist. Never raises for a process that is gone."""
         for end in (self.process.stdin, self.process.stdout):
             if end is not None:

@@ -1,0 +1,141 @@
+"""The machine that a benchmark runs on: its facts, its huge pages, its memory warmed up."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import mmap
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+SHM = Path("/dev/shm")
+GIB = 1 << 30
+MIB = 1 << 20
+
+
+_LIBC = ctypes.CDLL(None)
+
+
+def die_with_parent() -> None:
+    """For a child, before exec: SIGTERM when the parent dies (prctl(2), PR_SET_PDEATHSIG), in a session of its own."""
+    os.setsid()
+    _LIBC.prctl(1, signal.SIGTERM)
+
+
+class Unable(Exception):
+    """This benchmark cannot run here; the message says what to do."""
+
+
+def need(command: str, package: str) -> str:
+    """The path of a command. Raises Unable, which names the Debian package."""
+    found = shutil.which(command) or shutil.which(command, path="/usr/sbin:/sbin")
+    if found is None:
+        raise Unable(f"{command} is not installed: apt-get install {package}")
+    return found
+
+
+def huge_mode() -> str:
+    """The `huge=` option of /dev/shm's mount, from /proc/mounts; the kernel's default is "never"."""
+    found = None
+    for line in Path("/proc/mounts").read_text().splitlines():
+        _, point, kind, options, *_ = line.split(" ")
+        if point == str(SHM) and kind == "tmpfs":
+            # The last one counts, where several are mounted over each other.
+            found = next((o.removeprefix("huge=") for o in options.split(",") if o.startswith("huge=")), "never")
+    if found is None:
+        raise Unable(f"{SHM} is not a tmpfs")
+    return found
+
+
+@contextlib.contextmanager
+def pages(wanted: str | None) -> Iterator[str]:
+    """/dev/shm with pages of "4k" or "2m" meanwhile, or as it is (None). Yields a description."""
+    before = huge_mode()
+    mode = {"4k": "never", "2m": "within_size", None: before}[wanted]
+    try:
+        if mode != before:
+            _remount(mode)
+        yield f"{'4 KiB' if mode == 'never' else '2 MiB'} (huge={mode})"
+    finally:
+        if huge_mode() != before:
+            _remount(before)
+
+
+def _remount(mode: str) -> None:
+    result = subprocess.run(["mount", "-o", f"remount,huge={mode}", str(SHM)], capture_output=True, text=True)
+    if result.returncode:
+        raise Unable(f"/dev/shm cannot be remounted with huge={mode} (root is needed): {result.stderr.strip()}")
+
+
+def touch_memory(count: int) -> None:
+    """Fill and free `count` bytes of /dev/shm, so that no contender is the first to touch the machine's memory.
+
+    A virtual machine gets its memory from the host page by page at the first touch, which is many times slower.
+    """
+    path = SHM / f"weightd-bench-touch-{os.getpid()}"
+    block = memoryview(bytearray(os.urandom(MIB)) * 16)
+    try:
+        with path.open("wb", buffering=0) as file:
+            for _ in range(-(-count // len(block))):
+                file.write(block)
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def memory_available() -> int:
+    """Bytes, as /proc/meminfo has it."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    raise Unable("/proc/meminfo has no MemAvailable")
+
+
+def facts(*packages: str) -> dict[str, Any]:
+    """For the JSON and the foot of the table."""
+    return {
+        "cpu": _cpu(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory": os.sysconf("SC_PHYS_PAGES") * mmap.PAGESIZE,
+        "kernel": platform.release(),
+        "python": sys.version.split()[0],
+        "shm_huge": huge_mode(),
+        "versions": {p: _version(p) for p in ("weightd", *packages)},
+    }
+
+
+def _cpu() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def describe(found: dict[str, Any]) -> str:
+    """One line."""
+    return (
+        f"{found['cores']} cores of {found['cpu']}, {found['memory'] / GIB:.0f} GiB,"
+        f" Linux {found['kernel']}, Python {found['python']}"
+    )
+
+
+def console() -> Console:
+    """As wide as the terminal; 100 columns in a log."""
+    found = Console(highlight=False)
+    return found if found.is_terminal else Console(highlight=False, width=100)
