@@ -10,6 +10,10 @@ from weightd.core import errors as e
 from weightd.wire.gen import weightd_pb2 as pb
 
 DETAIL_KEY: Final = "weightd-error-bin"
+MAX_METADATA: Final = 64 * 1024
+"""Bytes; both peers set gRPC's limit (8 KiB unless told) to this, which holds any detail within MAX_FIELD."""
+MAX_FIELD: Final = 2000
+"""Characters of each field of a detail, and of the status message: longer texts are cut, with "…" at the end."""
 
 STATUS: Final[dict[type[e.WeightdError], grpc.StatusCode]] = {
     e.InvalidArgument: grpc.StatusCode.INVALID_ARGUMENT,
@@ -32,8 +36,23 @@ def status_of(error: e.WeightdError) -> grpc.StatusCode:
 def to_detail(error: e.WeightdError) -> bytes:
     """The value of the trailing metadata DETAIL_KEY."""
     return pb.ErrorDetail(
-        kind=type(error).__name__, message=error.message, ref=error.ref, file=error.file, remedy=error.remedy
+        kind=type(error).__name__,
+        message=_cut(error.message),
+        ref=_cut(error.ref),
+        file=_cut(error.file),
+        remedy=_cut(error.remedy),
     ).SerializeToString()
+
+
+def to_message(error: e.WeightdError) -> str:
+    """The status message, for those who read no trailer (grpcurl): ASCII, as gRPC triples every other byte."""
+    return _cut(str(error)).encode("ascii", "backslashreplace").decode("ascii")[:MAX_FIELD]
+
+
+def _cut(text: str) -> str:
+    """Such as protobuf and the limit on metadata take; file names may hold surrogates, which UTF-8 cannot."""
+    clean = text.encode("utf-8", "backslashreplace").decode()
+    return clean if len(clean) <= MAX_FIELD else clean[: MAX_FIELD - 1] + "…"
 
 
 def from_detail(raw: bytes) -> e.WeightdError:

@@ -1,0 +1,101 @@
+"""From the engine's types to protobuf, and the few that come the other way."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from weightd.core.errors import InvalidArgument
+from weightd.engine.api import EngineStatus, Event, FileState, ModelState, Tier, TierStatus
+from weightd.version import __version__
+from weightd.wire.convert import residency_to_pb, shown, verification_to_pb
+from weightd.wire.gen import weightd_pb2 as pb
+
+
+def model_to_pb(m: ModelState) -> pb.Model:
+    """A model as of now."""
+    return pb.Model(
+        ref=shown(m.ref),
+        revision=m.revision,
+        format=m.format,
+        directory=m.directory,
+        size=m.size,
+        verification=verification_to_pb(m.verification),
+        shm=residency_to_pb(m.residency(Tier.SHM)),
+        nvme=residency_to_pb(m.residency(Tier.NVME)),
+        leases=m.leases,
+        last_used=m.last_used,
+        files=[_file_to_pb(f) for f in m.files],
+    )
+
+
+def _file_to_pb(f: FileState) -> pb.ModelFile:
+    return pb.ModelFile(
+        path=f.path,
+        size=f.size,
+        digest=f.digest,
+        verification=verification_to_pb(f.verification),
+        shm=residency_to_pb(f.shm),
+        nvme=residency_to_pb(f.nvme),
+    )
+
+
+def handles_to_pb(m: ModelState) -> pb.Handles:
+    """Of a model that is resident in shared memory, each file in a segment of its own."""
+    return pb.Handles(
+        ref=shown(m.ref),
+        revision=m.revision,
+        format=m.format,
+        directory=m.directory,
+        files=[
+            pb.FileHandle(
+                path=f.path,
+                segment=f.segment,
+                length=f.size,
+                digest=f.digest,
+                verification=verification_to_pb(f.verification),
+            )
+            for f in m.files
+        ],
+    )
+
+
+def event_to_pb(event: Event) -> pb.Event:
+    """Something that happened."""
+    return pb.Event(
+        kind=cast("pb.Event.Kind", event.kind.value),
+        ref=shown(event.ref),
+        revision=event.revision,
+        time=event.time,
+        detail=event.detail,
+    )
+
+
+def status_to_pb(status: EngineStatus, pid: int) -> pb.Status:
+    """Of this process, whose id is `pid`."""
+    return pb.Status(
+        version=__version__,
+        pid=pid,
+        state=status.state.value,
+        uptime=status.uptime,
+        state_directory=status.state_directory,
+        shm=_tier_to_pb(status.shm),
+        nvme=_tier_to_pb(status.nvme),
+        leases=status.leases,
+        models=status.models,
+        transfers=status.transfers,
+        shm_huge_bytes=status.shm_huge_bytes,
+    )
+
+
+def _tier_to_pb(t: TierStatus) -> pb.TierStatus:
+    return pb.TierStatus(budget=t.budget, reserved=t.reserved, resident=t.resident, free=t.free)
+
+
+def tier_from_pb(value: int) -> Tier:
+    """Unspecified means shared memory. Raises InvalidArgument for a tier this version does not know."""
+    if value == pb.TIER_UNSPECIFIED:
+        return Tier.SHM
+    try:
+        return Tier(value)
+    except ValueError:
+        raise InvalidArgument(f"unknown tier {value}", remedy="Use TIER_SHM (1) or TIER_NVME (2).") from None

@@ -1,0 +1,159 @@
+"""The server on its Unix socket: service, health, reflection."""
+
+from __future__ import annotations
+
+import asyncio
+import grp
+import os
+import socket
+import stat
+import struct
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from weightd.core.errors import AlreadyRunning, ConfigError, PathInTheWay, SocketDenied
+from weightd.core.paths import MAX_SOCKET_PATH
+from weightd.engine.api import EngineApi
+from weightd.rpc.service import SERVICE, Service
+from weightd.wire.errors import MAX_METADATA
+
+MAX_REQUEST: Final = 1 << 20
+MAX_ANSWER: Final = 64 << 20
+"""Bytes; a manifest of 200,000 files fits."""
+
+OPTIONS: Final[list[tuple[str, Any]]] = [
+    ("grpc.max_receive_message_length", MAX_REQUEST),
+    ("grpc.max_send_message_length", MAX_ANSWER),
+    ("grpc.max_metadata_size", MAX_METADATA),
+    ("grpc.absolute_max_metadata_size", 2 * MAX_METADATA),
+]
+
+
+class RpcServer:
+    """Serves; made by `make_server`."""
+
+    def __init__(self, server: grpc.aio.Server, service: Service, checks: Any, path: Path) -> None:
+        self._server, self._service, self._checks = server, service, checks
+        self.path = path
+
+    async def drain(self) -> None:
+        """Health says NOT_SERVING, leases end, new work is refused with Draining. Idempotent."""
+        await self._checks.enter_graceful_shutdown()
+        self._service.drain()
+
+    async def stop(self, grace: float | None = None) -> None:
+        """Drain; calls under way get `grace` seconds, then are cancelled; the socket is removed. Idempotent."""
+        await self.drain()
+        await self._server.stop(grace)
+
+    async def wait(self) -> None:
+        """Until stopped."""
+        await self._server.wait_for_termination()
+
+    def __repr__(self) -> str:
+        return f"<RpcServer {self.path}>"
+
+
+async def make_server(
+    engine: EngineApi, socket_path: str | Path, *, mode: int = 0o660, group: str | int | None = None
+) -> RpcServer:
+    """Bind, and serve `engine` from now on. The socket never has more rights than `mode`.
+
+    A missing parent directory is made, 0755. A socket file that nobody listens on is replaced. Raises AlreadyRunning,
+    PathInTheWay, SocketDenied, ConfigError (unknown group, path over 107 bytes).
+    """
+    path = Path(socket_path)
+    gid = _gid(group)
+    await asyncio.to_thread(_claim, path)
+    service = Service(engine)
+    checks = health.aio.HealthServicer()
+    server = grpc.aio.server(options=OPTIONS)
+    server.add_generic_rpc_handlers((service.handlers(),))
+    health_pb2_grpc.add_HealthServicer_to_server(checks, server)
+    reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    await checks.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
+    _bind(server, path, mode)
+    await asyncio.to_thread(_give, path, gid)
+    await server.start()
+    return RpcServer(server, service, checks, path)
+
+
+def _gid(group: str | int | None) -> int | None:
+    if not isinstance(group, str):
+        return group
+    try:
+        return grp.getgrnam(group).gr_gid
+    except KeyError:
+        raise ConfigError(f"no such group: {group!r}", remedy=f"groupadd --system {group}") from None
+
+
+def _claim(path: Path) -> None:
+    """Make the way free for bind, which in gRPC removes whatever socket is there. Blocks."""
+    if len(os.fsencode(path)) > MAX_SOCKET_PATH:
+        raise ConfigError(
+            f"the socket's path has {len(os.fsencode(path))} bytes, the kernel takes {MAX_SOCKET_PATH}",
+            file=str(path),
+            remedy="Choose a shorter one, in WEIGHTD_SOCKET or the configuration.",
+        )
+    try:
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        kind = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    except PermissionError as e:
+        raise SocketDenied(f"no access to the socket's directory: {e.strerror}", file=str(path)) from None
+    except OSError as e:
+        raise PathInTheWay(f"the socket's directory cannot be made: {e.strerror}", file=str(path.parent)) from None
+    if not stat.S_ISSOCK(kind):
+        raise PathInTheWay("what stands at the socket's path is not a socket", file=str(path), remedy="Move it away.")
+    _replace_stale(path)
+
+
+def _replace_stale(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(2.0)
+        try:
+            probe.connect(str(path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            path.unlink(missing_ok=True)
+            return
+        except PermissionError:
+            raise SocketDenied("the socket belongs to somebody else", file=str(path)) from None
+        except (TimeoutError, BlockingIOError):
+            who = "a process that does not answer"
+        else:
+            who = f"process {_peer(probe)}"
+    raise AlreadyRunning(f"{who} listens on the socket", file=str(path), remedy="Stop it first, or use another socket.")
+
+
+def _peer(connected: socket.socket) -> int:
+    """The process that called listen(2), see SO_PEERCRED in unix(7)."""
+    raw = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    return int(struct.unpack("3i", raw)[0])
+
+
+def _bind(server: grpc.aio.Server, path: Path, mode: int) -> None:
+    """The umask, for the instant of bind(2), is what makes the socket begin with `mode`."""
+    before = os.umask(0o777 & ~mode)
+    try:
+        server.add_insecure_port("unix:" + quote(str(path.absolute())))
+    except RuntimeError as e:
+        raise SocketDenied(f"the socket cannot be made: {e}", file=str(path)) from None
+    finally:
+        os.umask(before)
+
+
+def _give(path: Path, gid: int | None) -> None:
+    if gid is None:
+        return
+    try:
+        os.chown(path, -1, gid)
+    except PermissionError:
+        raise ConfigError(
+            f"the socket cannot be given to group {gid}", file=str(path), remedy="The daemon's user must be a member."
+        ) from None

@@ -1,0 +1,163 @@
+"""The handlers of weightd.v1.Weightd: thin, over the engine."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import AsyncGenerator
+from typing import Any, Final
+
+import grpc
+
+from weightd.core.digest import parse_digest
+from weightd.core.errors import Draining
+from weightd.core.progress import Progress
+from weightd.engine.api import EngineApi, Event, Lease
+from weightd.rpc.convert import event_to_pb, model_to_pb, status_to_pb, tier_from_pb
+from weightd.rpc.handles import ReadyHandles
+from weightd.rpc.interceptors import Context, Handler, guarded
+from weightd.rpc.pace import Pace
+from weightd.wire.convert import manifest_to_pb, progress_to_pb
+from weightd.wire.gen import weightd_pb2 as pb
+
+SERVICE: Final = "weightd.v1.Weightd"
+
+
+class Service:
+    """Answers calls from the engine; knows whether the daemon drains. On the event loop only."""
+
+    def __init__(self, engine: EngineApi) -> None:
+        self._engine = engine
+        self._ready = ReadyHandles()
+        self._drained = asyncio.Event()
+
+    def drain(self) -> None:
+        """Ends every lease and watch, and refuses new work, with Draining; fetches under way go on. Idempotent."""
+        self._drained.set()
+
+    def _admit(self) -> None:
+        if self._drained.is_set():
+            raise Draining("the daemon is stopping", remedy="Try again when it has been started again.")
+
+    async def resolve(self, request: pb.ResolveRequest, _: Context) -> pb.Manifest:
+        self._admit()
+        return manifest_to_pb(await self._engine.resolve(request.ref))
+
+    async def fetch(self, request: pb.FetchRequest, context: Context) -> None:
+        self._admit()
+        sha256 = parse_digest(request.sha256) if request.sha256 else None
+        pace = Pace()
+        steps = self._engine.fetch(request.ref, sha256=sha256, tier=tier_from_pb(request.tier))
+        async with contextlib.aclosing(steps):
+            async for step in steps:
+                if isinstance(step, Progress):
+                    await _send(pb.FetchEvent, pace.take(step, time.monotonic()), context)
+                else:
+                    await _send(pb.FetchEvent, pace.rest(), context)
+                    await context.write(pb.FetchEvent(model=model_to_pb(step)).SerializeToString())
+
+    async def acquire(self, request: pb.AcquireRequest, context: Context) -> None:
+        """The open call is the lease: it is released here, whichever way the call ends."""
+        self._admit()
+        pace = Pace()
+        lease: Lease | None = None
+        steps = self._engine.acquire(request.ref)
+        try:
+            async with contextlib.aclosing(steps):
+                async for step in steps:
+                    if isinstance(step, Progress):
+                        await _send(pb.AcquireEvent, pace.take(step, time.monotonic()), context)
+                    else:
+                        lease = step
+            assert lease is not None, "the engine ended an acquire without a lease"
+            await _send(pb.AcquireEvent, pace.rest(), context)
+            await context.write(self._ready.of(lease.model))
+            await self._drained.wait()
+        finally:
+            if lease is not None:
+                lease.release()
+        self._admit()
+
+    async def list_models(self, _: pb.ListModelsRequest, __: Context) -> pb.ListModelsResponse:
+        return pb.ListModelsResponse(models=[model_to_pb(m) for m in self._engine.models()])
+
+    async def get_model(self, request: pb.GetModelRequest, _: Context) -> pb.Model:
+        return model_to_pb(self._engine.model(request.ref))
+
+    async def watch(self, _: pb.WatchRequest, context: Context) -> None:
+        """Sends its headers once it listens: a client that waits for them misses nothing that happens after."""
+        self._admit()
+        drained = asyncio.ensure_future(self._drained.wait())
+        events = self._engine.watch()
+        coming = asyncio.ensure_future(_next(events))
+        try:
+            await asyncio.sleep(0)  # lets the iterator begin, and with it the listening
+            await context.send_initial_metadata(())
+            while (event := await self._unless(drained, coming)) is not None:
+                await context.write(event_to_pb(event).SerializeToString())
+                coming = asyncio.ensure_future(_next(events))
+        finally:
+            await _end(drained)
+            await _end(coming)
+            await events.aclose()
+
+    async def _unless(self, drained: asyncio.Future[Any], coming: asyncio.Future[Event | None]) -> Event | None:
+        """The event that comes, or Draining raised."""
+        await asyncio.wait([drained, coming], return_when=asyncio.FIRST_COMPLETED)
+        if not coming.done():
+            self._admit()
+        return coming.result()
+
+    async def get_status(self, _: pb.GetStatusRequest, __: Context) -> pb.Status:
+        return status_to_pb(await self._engine.status(), os.getpid())
+
+    def handlers(self) -> grpc.GenericRpcHandler:
+        """For `server.add_generic_rpc_handlers`; streams send ready bytes, so that an acquire serializes nothing."""
+        methods = {
+            "Resolve": _unary("Resolve", self.resolve, pb.ResolveRequest),
+            "Fetch": _stream("Fetch", self.fetch, pb.FetchRequest),
+            "Acquire": _stream("Acquire", self.acquire, pb.AcquireRequest),
+            "ListModels": _unary("ListModels", self.list_models, pb.ListModelsRequest),
+            "GetModel": _unary("GetModel", self.get_model, pb.GetModelRequest),
+            "Watch": _stream("Watch", self.watch, pb.WatchRequest),
+            "GetStatus": _unary("GetStatus", self.get_status, pb.GetStatusRequest),
+        }
+        return grpc.method_handlers_generic_handler(SERVICE, methods)
+
+
+async def _send(
+    event: type[pb.FetchEvent] | type[pb.AcquireEvent], progress: Progress | None, context: Context
+) -> None:
+    if progress is not None:
+        await context.write(event(progress=progress_to_pb(progress)).SerializeToString())
+
+
+async def _next(events: AsyncGenerator[Event, None]) -> Event | None:
+    """None at the end."""
+    return await anext(events, None)
+
+
+async def _end(task: asyncio.Future[Any]) -> None:
+    """Cancel and wait, so that an iterator is not closed while it runs."""
+    task.cancel()
+    await asyncio.wait({task})
+    if not task.cancelled():
+        task.exception()  # seen: whoever wanted it has it
+
+
+def _unary(method: str, handler: Handler[Any, Any], request: type[Any]) -> grpc.RpcMethodHandler[Any, Any]:
+    return grpc.unary_unary_rpc_method_handler(
+        guarded(method, handler),
+        request_deserializer=request.FromString,
+        response_serializer=lambda answer: answer.SerializeToString(),
+    )
+
+
+def _stream(method: str, handler: Handler[Any, None], request: type[Any]) -> grpc.RpcMethodHandler[Any, Any]:
+    return grpc.unary_stream_rpc_method_handler(
+        guarded(method, handler),
+        request_deserializer=request.FromString,
+        response_serializer=None,
+    )
