@@ -195,7 +195,7 @@ class HttpSource:
             case aiohttp.ClientConnectorSSLError():
                 return net.of_connect(_ssl(e.os_error), host, port, 0)
             case aiohttp.ClientConnectorError():
-                return net.refused(host, port, e.os_error.strerror or "connection failed")
+                return net.of_connect(e.os_error, host, port, self._options.connect_timeout)
             case TimeoutError():
                 return _BrokeOff(net.stalled(where, self._options.read_timeout))
             case aiohttp.ClientResponseError() | aiohttp.InvalidURL() | ValueError():

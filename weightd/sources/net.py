@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import os
 import socket
 import ssl
 
@@ -89,4 +90,4 @@ def of_connect(e: OSError, host: str, port: int, timeout: float) -> WeightdError
         return connect_timeout(host, port, timeout)
     if isinstance(e, ssl.SSLError):
         return tls_failed(host, ssl_reason(e))
-    return refused(host, port, e.strerror or type(e).__name__)
+    return refused(host, port, os.strerror(e.errno) if e.errno else type(e).__name__)
