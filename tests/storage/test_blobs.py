@@ -94,8 +94,10 @@ class TestDirectoryBlobStore(BlobStoreSuite):
         target.mkdir(parents=True)
         ingest = store.ingest(3)
         ingest.write(0, aligned(b"abc"))
-        with pytest.raises(IsADirectoryError):
+        with pytest.raises(PathInTheWay):
             ingest.commit(sha256(b"abc"))
+        with pytest.raises(PathInTheWay):
+            store.delete(sha256(b"abc"))
         assert self.open_ingests(store) == 0
 
 

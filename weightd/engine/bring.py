@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Mapping
 
 from weightd.core.digest import Digest
-from weightd.core.errors import Corruption
+from weightd.core.errors import Corruption, SizeMismatch
 from weightd.core.manifest import FileSpec, Manifest
 from weightd.core.progress import Phase
 from weightd.engine.api import Tier
@@ -41,16 +41,20 @@ class Bringer:
         `recorded` are the digests of a snapshot that is held already: files that have to be fetched again must have
         them.
         """
+        known = dict(recorded or {})
         tracker = flight.tracker
         tracker.files = manifest.files
         repairs = 0
         while True:
-            items = self._plan(manifest, tier, recorded or {})
+            items = self._plan(manifest, tier, known)
             if not items:
-                return await self._confirmed(manifest, recorded or {})
+                digests = await self._confirmed(manifest, known)
+                if digests is not None:
+                    return digests
+                continue
             tracker.phase = Phase.LOADING if all(i.held for i in items) else Phase.FETCHING
             try:
-                await self._round(manifest, items, flight)
+                known |= await self._round(manifest, items, flight)
             except DamagedBlob as e:
                 repairs += 1
                 await self._catalog.drop(e.blob)
@@ -61,59 +65,92 @@ class Bringer:
                         remedy="Check the disk below the state directory.",
                     ) from e
 
-    def _find(self, file: FileSpec, recorded: Mapping[str, Digest]) -> Blob | None:
-        digest = recorded.get(file.path)
-        return self._catalog.blobs.get(digest) if digest else self._catalog.find(file)
+    def _find(self, file: FileSpec, known: Mapping[str, Digest]) -> Blob | None:
+        digest = known.get(file.path)
+        blob = self._catalog.blobs.get(digest) if digest else self._catalog.find(file)
+        if blob is not None and blob.record.size != file.size:
+            raise SizeMismatch(
+                f"the origin's file has {file.size} bytes, the one of its digest {blob.record.size}",
+                file=file.path,
+                remedy="The origin serves other bytes than were named: correct the digest or the origin.",
+            )
+        return blob
 
-    def _plan(self, manifest: Manifest, tier: Tier, recorded: Mapping[str, Digest]) -> list[Item]:
-        items: dict[str, Item] = {}
+    def _plan(self, manifest: Manifest, tier: Tier, known: Mapping[str, Digest]) -> list[Item]:
+        items: list[Item] = []
+        by_key: dict[str, Item] = {}
         for file in manifest.files:
-            blob = self._find(file, recorded)
+            blob = self._find(file, known)
             if blob is not None and (tier is Tier.NVME or blob.in_shm):
                 continue
-            expected = file.digest or recorded.get(file.path)
-            key = blob.record.digest if blob else expected or file.source_key or f"{file.url}\0{file.size}"
-            items.setdefault(key, Item(key, file, expected, blob, into_shm=tier is Tier.SHM))
-        return list(items.values())
+            expected = file.digest or known.get(file.path)
+            keys = _keys(file, expected, blob)
+            item = next((by_key[k] for k in keys if k in by_key), None)
+            if item is None:
+                item = Item(keys, file, expected, blob, into_shm=tier is Tier.SHM)
+                items.append(item)
+            item.paths.append(file.path)
+            by_key |= dict.fromkeys(keys, item)
+        return items
 
-    async def _confirmed(self, manifest: Manifest, recorded: Mapping[str, Digest]) -> dict[str, Digest]:
+    async def _confirmed(self, manifest: Manifest, known: Mapping[str, Digest]) -> dict[str, Digest] | None:
+        """None when another flight found one of the blobs damaged in the meantime."""
         digests: dict[str, Digest] = {}
         for file in manifest.files:
-            blob = self._find(file, recorded)
+            blob = self._find(file, known)
             if blob is None:
-                raise AssertionError(f"{file.path} was brought and is gone")
+                return None
             await self._catalog.confirm(blob, file)
             digests[file.path] = blob.record.digest
         return digests
 
-    async def _round(self, manifest: Manifest, items: list[Item], flight: Flight[Model]) -> None:
-        """Move what nobody moves, then wait for what others move. The plan is made again afterwards."""
-        mine = [i for i in items if i.key not in self._claims]
-        theirs = [self._claims[i.key] for i in items if i.key in self._claims]
-        flight.tracker.items = {c.item.file.path: c.item for c in theirs} | {i.file.path: i for i in mine}
+    async def _round(self, manifest: Manifest, items: list[Item], flight: Flight[Model]) -> dict[str, Digest]:
+        """Move what nobody moves, then wait for what others move. The plan is made again afterwards.
+
+        Returns the digests of what came, by path: an origin that names no version lets nobody find it again.
+        """
+        claims = [(i, self._claimed(i)) for i in items]
+        mine = [i for i, claim in claims if claim is None]
+        theirs = [(i, claim) for i, claim in claims if claim is not None]
+        flight.tracker.items = {c.item.file.path: c.item for _, c in theirs} | {i.file.path: i for i in mine}
         loop = asyncio.get_running_loop()
+        brought: dict[str, Digest] = {}
         for item in mine:
-            self._claims[item.key] = Claim(flight, loop.create_future(), item)
-        for claim in theirs:
+            self._claims |= dict.fromkeys(item.keys, Claim(flight, loop.create_future(), item))
+        for _, claim in theirs:
             claim.flight.join()
+
+        def committed(item: Item, blob: Blob) -> None:
+            brought.update(dict.fromkeys(item.paths, blob.record.digest))
+            claim = self._claimed(item)
+            if claim is not None:
+                claim.blob.set_result(blob)
+
         try:
             if mine:
-                await self._mover.move(mine, manifest.ref, self._committed)
-            for claim in theirs:
+                await self._mover.move(mine, manifest.ref, committed)
+            for _, claim in theirs:
                 await asyncio.wait([claim.blob])
         finally:
             for item in mine:
                 self._release(item)
-            for claim in theirs:
+            for _, claim in theirs:
                 claim.flight.leave()
-        for claim in theirs:
+        for item, claim in theirs:
             if not claim.blob.cancelled():
-                claim.blob.result()
+                brought.update(dict.fromkeys(item.paths, claim.blob.result().record.digest))
+        return brought
 
-    def _committed(self, item: Item, blob: Blob) -> None:
-        self._claims[item.key].blob.set_result(blob)
+    def _claimed(self, item: Item) -> Claim | None:
+        return next((self._claims[k] for k in item.keys if k in self._claims), None)
 
     def _release(self, item: Item) -> None:
-        claim = self._claims.pop(item.key)
-        if not claim.blob.done():
+        for key in item.keys:
+            claim = self._claims.pop(key)
             claim.blob.cancel()
+
+
+def _keys(file: FileSpec, expected: Digest | None, blob: Blob | None) -> frozenset[str]:
+    """Whoever brings a file under any of these brings the same bytes."""
+    names = {expected or file.source_key or file.url, blob.record.digest if blob else ""}
+    return frozenset(f"{name}\0{file.size}" for name in names if name)

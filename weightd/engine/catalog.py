@@ -13,7 +13,7 @@ import msgspec
 
 from weightd.core.budget import Budget
 from weightd.core.digest import Digest
-from weightd.core.errors import ModelNotFound
+from weightd.core.errors import ModelNotFound, WeightdError
 from weightd.core.lifecycle import RESIDENCY, Lifecycle, Residency
 from weightd.core.manifest import FileSpec, Manifest
 from weightd.core.refs import Ref, parse_ref
@@ -57,6 +57,8 @@ class Model:
 
     def __init__(self, ref: Ref, manifest: Manifest, blobs: dict[str, Blob], directory: Path, used: float) -> None:
         self.ref, self.manifest, self.blobs, self.directory = ref, manifest, blobs, directory
+        self.linked = False
+        """Whether the links in `directory` lead where its blobs are now."""
         self.leases = 0
         self.last_used = used
         self._files: tuple[FileState, ...] | None = None
@@ -73,6 +75,7 @@ class Model:
     def moved(self) -> None:
         """The residency or verification of one of its blobs changed."""
         self._files = None
+        self.linked = False
 
     def state(self) -> ModelState:
         """As data. Cheap while nothing moved: an acquire makes one."""
@@ -155,22 +158,38 @@ class Catalog:
 
     async def _adopt(self, record: ModelRecord) -> None:
         if all(d in self.blobs for d in record.digests.values()):
-            await self.publish(parse_ref(record.ref), record.manifest, record.digests, record.last_used)
+            ref, blobs = parse_ref(record.ref), {path: self.blobs[d] for path, d in record.digests.items()}
+            model = Model(ref, record.manifest, blobs, self._directory(ref, record.manifest), record.last_used)
+            await self._link(model)
+            self.models[ref.text] = model
 
     async def stop(self) -> None:
-        """Point the directories at NVMe, unlink every segment, close the state. Maps of workers stay valid."""
+        """Point the directories at NVMe, unlink every segment, close the state. Maps of workers stay valid.
+
+        What fails does not keep the rest from being done; the first error is raised at the end.
+        """
+        errors: list[WeightdError] = []
         resident = [b for b in self.blobs.values() if b.in_shm]
         for blob in resident:
             blob.shm.to(Residency.EVICTING)
         for model in self.models.values():
             model.moved()
-            await self._link(model)
+            try:
+                await self._link(model)
+            except WeightdError as e:
+                errors.append(e)
         for blob in resident:
             if blob.segment is not None:
                 await self.io(blob.segment.unlink)
             blob.segment = None
             blob.shm.to(Residency.ABSENT)
             self.shm.free(footprint(blob.record.size))
+        await self.close()
+        for error in errors:
+            raise error
+
+    async def close(self) -> None:
+        """The state and the threads; once."""
         await self._write(self._state.close)
         self._io.shutdown()
         self._db.shutdown()
@@ -191,13 +210,13 @@ class Catalog:
             blob.nvme.to(Residency.FILLING)
             blob.nvme.to(Residency.RESIDENT)
         blob.record = record
+        self.moved(blob)
         return blob
 
     async def confirm(self, blob: Blob, file: FileSpec) -> None:
         """Somebody gave the digest of a blob that was only recorded as first seen: now it is verified."""
         if file.digest == blob.record.digest and blob.record.verification < Verification.SHA256:
             await self.record(msgspec.structs.replace(blob.record, verification=Verification.SHA256), "")
-            self._moved(blob)
 
     async def drop(self, blob: Blob) -> None:
         """A blob on NVMe proved damaged: forget and delete it. What is mapped or resident in shm is not touched."""
@@ -210,33 +229,56 @@ class Catalog:
         await self._write(self._state.drop_blob, blob.record.digest)
         await self.io(self.store.delete, blob.record.digest)
         blob.nvme.to(Residency.ABSENT)
-        self._moved(blob)
+        self.moved(blob)
 
-    def _moved(self, blob: Blob) -> None:
+    def moved(self, blob: Blob) -> None:
+        """Its residency or verification changed: every model that has it shows and links it anew."""
         for model in self.models.values():
             if blob in model.blobs.values():
                 model.moved()
 
-    async def publish(self, ref: Ref, manifest: Manifest, digests: dict[str, Digest], used: float) -> Model:
-        """Make a snapshot whose blobs are all here the current one of its ref."""
+    async def publish(
+        self, ref: Ref, manifest: Manifest, digests: dict[str, Digest], used: float, held: Model | None = None
+    ) -> Model | None:
+        """Make a snapshot the current one of its ref. With `held`, only if that still is the current one.
+
+        Returns None where it is not, or where one of the blobs has proved damaged since; then nothing changed.
+        """
         async with self._publishing:
-            held = self.models.get(ref.text)
-            blobs = {path: self.blobs[d] for path, d in digests.items()}
-            same = held is not None and held.manifest == manifest and held.blobs == blobs
-            if held is not None and same:
-                model = held
-            else:
-                directory = self._directories.path(ref.key, manifest.revision)
-                model = Model(ref, manifest, blobs, directory, used)
-                await self._write(self._state.put_model, ModelRecord(ref.text, manifest, digests, used))
-            await self._link(model)
-            model.moved()
+            model = self.models.get(ref.text)
+            blobs = {path: self.blobs[d] for path, d in digests.items() if d in self.blobs}
+            if (held is not None and model is not held) or len(blobs) < len(digests):
+                return None
+            if model is None or model.manifest != manifest:
+                model = Model(ref, manifest, blobs, self._directory(ref, manifest), used)
+            await self._show(model, blobs, digests)
             self.models[ref.text] = model
             return model
 
+    async def _show(self, model: Model, blobs: dict[str, Blob], digests: dict[str, Digest]) -> None:
+        """Links first: what cannot be linked is not recorded either."""
+        known = self.models.get(model.ref.text) is model and model.digests == digests
+        if model.blobs != blobs:
+            # The same snapshot, of which a blob was fetched again: its leases go on.
+            model.blobs = blobs
+            model.moved()
+        await self._link(model)
+        if not known:
+            await self._write(
+                self._state.put_model, ModelRecord(model.ref.text, model.manifest, digests, model.last_used)
+            )
+
+    def _directory(self, ref: Ref, manifest: Manifest) -> Path:
+        return self._directories.path(ref.key, manifest.revision)
+
     async def _link(self, model: Model) -> None:
         targets = {path: self._where(blob) for path, blob in model.blobs.items()}
-        await self.io(self._directories.publish, model.ref.key, model.manifest.revision, targets)
+        model.linked = True  # unless something moves before all links are made
+        try:
+            await self.io(self._directories.publish, model.ref.key, model.manifest.revision, targets)
+        except BaseException:
+            model.linked = False
+            raise
 
     def _where(self, blob: Blob) -> Path:
         if blob.in_shm and blob.segment is not None and blob.segment.name:

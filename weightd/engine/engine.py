@@ -95,7 +95,12 @@ class Engine:
 
     async def start(self) -> None:
         """Read the state, drop what an earlier process left half done, serve what is proven."""
-        await self._catalog.start()
+        try:
+            await self._catalog.start()
+        except BaseException:
+            await self._catalog.close()
+            self._life.to(DaemonState.STOPPED)
+            raise
         self._life.to(DaemonState.SERVING)
 
     async def stop(self) -> None:
@@ -105,9 +110,11 @@ class Engine:
         self._life.to(DaemonState.DRAINING)
         await self._flights.stop()
         self._events.close()
-        await self._catalog.stop()
-        await self._sources.close()
-        self._life.to(DaemonState.STOPPED)
+        try:
+            await self._catalog.stop()
+        finally:
+            await self._sources.close()
+            self._life.to(DaemonState.STOPPED)
 
     def _serving(self) -> None:
         if self._life.state is not DaemonState.SERVING:
@@ -139,7 +146,7 @@ class Engine:
         self._serving()
         parsed = parse_ref(ref)
         held = self._catalog.models.get(parsed.text)
-        if held is not None and held.in_shm:
+        if held is not None and held.in_shm and held.linked:
             yield self._lease(held)
             return
         flight = self._start_flight(("acquire", parsed.text), parsed, None, Tier.SHM, held=held)
@@ -177,19 +184,37 @@ class Engine:
     ) -> Model:
         revision = held.manifest.revision if held else ""
         try:
-            if held is None:
-                manifest, recorded = await self._resolve(ref, sha256), None
+            if held is not None:
+                model = await self._load(flight, ref, tier, held)
+            else:
+                manifest = await self._resolve(ref, sha256)
                 revision = manifest.revision
                 self._events.emit(EventKind.FETCH_STARTED, ref, revision)
-            else:
-                manifest, recorded = held.manifest, held.digests
-            digests = await self._bringer.bring(manifest, tier, flight, recorded)
-            model = await self._catalog.publish(ref, manifest, digests, time.time())
+                model = await self._bring(flight, ref, manifest, tier)
         except WeightdError as e:
             self._events.emit(EventKind.FETCH_FAILED, ref, revision, e.message)
             raise e.about(ref=ref.shown) from None
+        except asyncio.CancelledError:
+            self._events.emit(EventKind.FETCH_FAILED, ref, revision, "cancelled: nobody waits for it")
+            raise
         self._events.emit(EventKind.LOADED if held else EventKind.FETCH_FINISHED, ref, revision)
         return model
+
+    async def _bring(self, flight: Flight[Model], ref: Ref, manifest: Manifest, tier: Tier) -> Model:
+        while True:
+            digests = await self._bringer.bring(manifest, tier, flight)
+            model = await self._catalog.publish(ref, manifest, digests, time.time())
+            if model is not None:
+                return model
+
+    async def _load(self, flight: Flight[Model], ref: Ref, tier: Tier, held: Model) -> Model:
+        """What is held, without asking its origin; or what was fetched for its ref in the meantime."""
+        while True:
+            digests = await self._bringer.bring(held.manifest, tier, flight, held.digests)
+            model = await self._catalog.publish(ref, held.manifest, digests, time.time(), held)
+            if model is not None:
+                return model
+            held = self._catalog.models[ref.text]
 
     def announce(self, kind: EventKind, model: Model) -> None:
         """Tell the watchers."""

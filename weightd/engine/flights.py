@@ -37,6 +37,8 @@ class Flights(Generic[T]):
 
     def __init__(self) -> None:
         self._flights: dict[Hashable, Flight[T]] = {}
+        # With those that everybody left and that still clean up, while another flies under their key.
+        self._tasks: set[asyncio.Task[T]] = set()
 
     def get(self, key: Hashable, start: Callable[[Flight[T]], Coroutine[Any, Any, T]]) -> Flight[T]:
         """The flight under way for `key`, or a new one. The caller joins it before it awaits anything."""
@@ -44,10 +46,12 @@ class Flights(Generic[T]):
         if flight is None or flight.task.cancelling():
             flight = self._flights[key] = Flight()
             flight.task = asyncio.get_running_loop().create_task(start(flight), name="flight")
+            self._tasks.add(flight.task)
             flight.task.add_done_callback(lambda t: self._forget(key, t))
         return flight
 
     def _forget(self, key: Hashable, task: asyncio.Task[T]) -> None:
+        self._tasks.discard(task)
         flight = self._flights.get(key)
         if flight is not None and flight.task is task:
             del self._flights[key]
@@ -60,7 +64,7 @@ class Flights(Generic[T]):
 
     async def stop(self) -> None:
         """Cancel all, and wait until they ended."""
-        tasks = [f.task for f in self._flights.values()]
+        tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
         if tasks:

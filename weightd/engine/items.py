@@ -31,10 +31,11 @@ class Item:
     """A file that is not yet where it is wanted.
 
     `held` is its blob when it is on NVMe already and only has to be loaded. `expected` is the digest it must have,
-    whoever said so; `given` is the one that counts as verification.
+    whoever said so; `given` is the one that counts as verification. `keys` name its bytes: two items that have one in
+    common are one. `paths` are all files of the manifest that it serves.
     """
 
-    key: str
+    keys: frozenset[str]
     file: FileSpec
     expected: Digest | None
     held: Blob | None
@@ -45,6 +46,7 @@ class Item:
     ingest: Ingest | None = None
     job: FileJob | None = None
     committed: bool = field(default=False)
+    paths: list[str] = field(default_factory=list)
 
     @property
     def given(self) -> Digest | None:
@@ -119,10 +121,12 @@ class Item:
 
     def discard(self) -> None:
         """Blocking: a segment that no blob took over and an ingest that was not committed go. Idempotent."""
-        if self.segment is not None:
-            self.segment.unlink()
-        if self.ingest is not None:
-            self.ingest.abort()
+        try:
+            if self.segment is not None:
+                self.segment.unlink()
+        finally:
+            if self.ingest is not None:
+                self.ingest.abort()
 
 
 class BlobReader:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 
@@ -71,9 +72,7 @@ class Mover:
                 item.make_job(self.options.part_size, self.sources, self.catalog.store, slabs)
             await self._transfer(items, committed)
         finally:
-            await self.catalog.io(_discard, items)
-            if slabs is not None:
-                slabs.close()
+            await self.catalog.io(_discard, items, slabs)
 
     async def _transfer(self, items: list[Item], committed: Callable[[Item, Blob], None]) -> None:
         """Each file is committed as soon as it is complete, while the others still come."""
@@ -136,19 +135,32 @@ class Mover:
             raise AssertionError("a fetch without an ingest")
         view = item.segment.view if item.segment and item.file.size else None
         await self.catalog.io(partial(check_format, item.file.path, item.file.size, view, ingest.read))
-        if digest not in self.catalog.blobs:
+        written = digest not in self.catalog.blobs
+        if written:
             await self.catalog.io(ingest.commit, digest)
         verification = Verification.SHA256 if item.given else Verification.SIZE
         checksums = b"".join(item.job.checksums) if item.job else b""
         record = BlobRecord(digest, item.file.size, verification, self.options.part_size, checksums)
         async with self.catalog.recording:
             known = self.catalog.blobs.get(digest)
-            if known is None:
-                self.catalog.nvme.settle(item.reserved_nvme)
-                item.reserved_nvme = 0
-            elif known.record.verification >= verification:
-                record = known.record
-            return await self.catalog.record(record, item.file.source_key)
+            if known is not None:
+                if known.record.verification >= verification:
+                    record = known.record
+                return await self.catalog.record(record, item.file.source_key)
+            if not written:  # the one that was here proved damaged in the meantime
+                await self.catalog.io(ingest.commit, digest)
+            return await self._record_first(item, record)
+
+    async def _record_first(self, item: Item, record: BlobRecord) -> Blob:
+        try:
+            blob = await self.catalog.record(record, item.file.source_key)
+        except BaseException:
+            # A blob without a record cannot be proven, and no budget counts it.
+            await self.catalog.io(self.catalog.store.delete, record.digest)
+            raise
+        self.catalog.nvme.settle(item.reserved_nvme)
+        item.reserved_nvme = 0
+        return blob
 
     async def _seal(self, item: Item, blob: Blob) -> None:
         """The segment becomes the blob's, unless it has one already: then ours was not needed."""
@@ -162,6 +174,7 @@ class Mover:
             raise
         blob.segment, item.segment = item.segment, None
         blob.shm.to(Residency.RESIDENT)
+        self.catalog.moved(blob)
         self.catalog.shm.settle(item.reserved_shm)
         item.reserved_shm = 0
 
@@ -171,6 +184,10 @@ def _allocate(items: list[Item], catalog: Catalog) -> None:
         item.allocate(catalog)
 
 
-def _discard(items: list[Item]) -> None:
-    for item in items:
-        item.discard()
+def _discard(items: list[Item], slabs: SlabBuffers | None) -> None:
+    """All of them, whatever one of them raises."""
+    with ExitStack() as stack:
+        if slabs is not None:
+            stack.callback(slabs.close)
+        for item in items:
+            stack.callback(item.discard)

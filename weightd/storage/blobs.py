@@ -79,7 +79,7 @@ class FileIngest:
 
     def rename(self, target: Path) -> None:
         """Visible and durable under `target`, whose directory exists. Closes."""
-        with disk_errors(target.parent):
+        with disk_errors(target.parent), _a_file_at(target):
             self.temporary.rename(target)
         self._life.to(IngestState.COMMITTED)
         fsync_directory(target.parent)
@@ -157,7 +157,8 @@ class DirectoryBlobStore:
             raise Corruption(f"blob {digest} cannot be read: {_DAMAGE[e.errno]}") from None
 
     def delete(self, digest: Digest) -> None:
-        self.path(digest).unlink(missing_ok=True)
+        with _a_file_at(self.path(digest)):
+            self.path(digest).unlink(missing_ok=True)
 
     def free(self) -> int:
         return free_bytes(self.root)
@@ -180,6 +181,14 @@ class DirectoryBlobStore:
 
     def __repr__(self) -> str:
         return f"<DirectoryBlobStore {self.root}>"
+
+
+@contextmanager
+def _a_file_at(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except IsADirectoryError:
+        raise PathInTheWay(f"{path} is a directory", remedy="Move it away.") from None
 
 
 def _make_directory(path: Path) -> None:

@@ -123,7 +123,7 @@ class BlobStore(Protocol):
         ...
 
     def delete(self, digest: Digest) -> None:
-        """Idempotent."""
+        """Idempotent. Raises PathInTheWay for what cannot be a blob."""
         ...
 
     def free(self) -> int:

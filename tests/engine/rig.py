@@ -1,0 +1,269 @@
+"""An engine on real segments and a real directory, an origin that does what a test says, and a look at what stays."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import secrets
+import struct
+import threading
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from weightd.core.digest import Digest, digest_of
+from weightd.core.errors import SourceNotFound, SourceUnavailable
+from weightd.core.manifest import FileSpec, Manifest, Validator, make_manifest
+from weightd.core.refs import Ref
+from weightd.engine.api import ModelState, Tier
+from weightd.engine.engine import Engine, EngineOptions, ModelLease
+from weightd.engine.transfer import TransferOptions
+from weightd.storage.blobs import DirectoryBlobStore
+from weightd.storage.segments import ROOT, PosixSegmentStore
+from weightd.storage.state import State
+
+MIB = 1 << 20
+PART = 64 << 10
+REF = "http://origin/model/"
+SECONDS = 20
+"""After which something that should have ended is called hung."""
+
+
+def pattern(size: int, seed: object = 0) -> bytes:
+    """Bytes without a period that a misplaced part could hide in."""
+    return hashlib.shake_128(str(seed).encode()).digest(size)
+
+
+def sha256(data: bytes) -> Digest:
+    return digest_of(hashlib.sha256(data).digest())
+
+
+def safetensors(size: int, seed: object = 0) -> bytes:
+    """A valid file whose only tensor has `size` bytes."""
+    header = json.dumps({"t": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}).encode()
+    return struct.pack("<Q", len(header)) + header + pattern(size, seed)
+
+
+@dataclass
+class Served:
+    """A file at the origin. `digest` is what the manifest says, `etag` "" names no version."""
+
+    data: bytes
+    digest: Digest | None = None
+    etag: str | None = None
+    ranges: bool = True
+    size: int | None = None
+
+
+Hook = Callable[[str, int, int], None]
+
+
+class Origin:
+    """A `Source`. `models` maps a ref to its files by path. `starts` counts each (path, offset, length) asked for.
+
+    `on_start` and `on_read` run in the receiver's thread and may raise or block. `hold` stops every read until
+    `release`, or until the reader is aborted; `reached` is set once a read is held.
+    """
+
+    def __init__(self, models: dict[str, dict[str, Served]] | None = None) -> None:
+        self.models = models or {}
+        self.starts: Counter[tuple[str, int, int]] = Counter()
+        self.resolved = 0
+        self.readers: set[_Reader] = set()
+        self.on_start: Hook = lambda path, offset, length: None
+        self.on_read: Hook = lambda path, offset, length: None
+        self._held: Callable[[str, int], bool] = lambda path, offset: False
+        self._changed = threading.Condition()
+        self.reached = threading.Event()
+        self.closed = False
+
+    def hold(self, which: Callable[[str, int], bool] = lambda path, offset: True) -> None:
+        self._held = which
+
+    def release(self) -> None:
+        with self._changed:
+            self._held = lambda path, offset: False
+            self._changed.notify_all()
+
+    async def resolve(self, ref: Ref) -> Manifest:
+        self.resolved += 1
+        files = self.models.get(ref.text)
+        if files is None:
+            raise SourceNotFound("no such model")
+        kind = "safetensors" if any(p.endswith(".safetensors") for p in files) else "raw"
+        return make_manifest(ref.shown, kind, [self._spec(ref, path, f) for path, f in files.items()])
+
+    def _spec(self, ref: Ref, path: str, file: Served) -> FileSpec:
+        etag = sha256(file.data) if file.etag is None else file.etag
+        size = len(file.data) if file.size is None else file.size
+        return FileSpec(path, size, ref.text + path, file.digest, Validator(etag=etag), file.ranges)
+
+    async def stat(self, ref: Ref, path: str, url: str, *, size: int | None, digest: Digest | None) -> FileSpec:
+        raise NotImplementedError
+
+    def reader(self, file: FileSpec) -> _Reader:
+        return _Reader(self, file)
+
+    async def close(self) -> None:
+        self.closed = True
+
+    def served(self, url: str) -> Served:
+        for ref, files in self.models.items():
+            for path, file in files.items():
+                if ref + path == url:
+                    return file
+        raise SourceNotFound("gone")
+
+    def wait(self, reader: _Reader, path: str, offset: int) -> None:
+        with self._changed:
+            while self._held(path, offset):
+                self.reached.set()
+                if reader.aborted:
+                    raise SourceUnavailable("aborted")
+                self._changed.wait()
+
+    def wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+
+class _Reader:
+    def __init__(self, origin: Origin, file: FileSpec) -> None:
+        self._origin, self._file = origin, file
+        self._offset = self._end = 0
+        self.aborted = False
+        origin.readers.add(self)
+
+    def start(self, offset: int, length: int) -> None:
+        assert length > 0
+        assert self._file.ranges or (offset, length) == (0, self._file.size)
+        self._origin.starts[self._file.path, offset, length] += 1
+        self._origin.on_start(self._file.path, offset, length)
+        self._data = self._origin.served(self._file.url).data
+        self._offset, self._end = offset, offset + length
+
+    def readinto(self, view: memoryview) -> int:
+        length = min(len(view), self._end - self._offset)
+        assert length > 0
+        self._origin.wait(self, self._file.path, self._offset)
+        self._origin.on_read(self._file.path, self._offset, length)
+        if self.aborted:
+            raise SourceUnavailable("aborted")
+        piece = self._data[self._offset : self._offset + length]
+        if not piece:
+            raise SourceUnavailable("the body ended early")
+        view[: len(piece)] = piece
+        self._offset += len(piece)
+        return len(piece)
+
+    def finish(self) -> None:
+        assert self._offset == self._end
+
+    def abort(self) -> None:
+        self.aborted = True
+        self._origin.wake()
+
+    def close(self) -> None:
+        self._origin.readers.discard(self)
+
+
+@dataclass
+class Rig:
+    """A running engine and what there is to see of it from outside."""
+
+    engine: Engine
+    origin: Origin
+    root: Path
+    owner: str
+    threads: set[threading.Thread] = field(default_factory=set)
+
+    @property
+    def blobs(self) -> DirectoryBlobStore:
+        return DirectoryBlobStore(self.root)
+
+    def segments(self) -> list[Path]:
+        return [p for p in ROOT.iterdir() if p.name.startswith(f"weightd-{self.owner}-")]
+
+    async def fetch(self, ref: str = REF, tier: Tier = Tier.NVME, sha256: Digest | None = None) -> ModelState:
+        async with asyncio.timeout(SECONDS):
+            async with aclosing(self.engine.fetch(ref, tier=tier, sha256=sha256)) as events:
+                async for event in events:
+                    if isinstance(event, ModelState):
+                        return event
+        raise AssertionError("a fetch without an end")
+
+    async def acquire(self, ref: str = REF) -> ModelLease:
+        async with asyncio.timeout(SECONDS):
+            async with aclosing(self.engine.acquire(ref)) as events:
+                async for event in events:
+                    if isinstance(event, ModelLease):
+                        return event
+        raise AssertionError("an acquire without an end")
+
+    def content(self, model: ModelState) -> dict[str, bytes]:
+        """By the model's directory, as an unmodified program reads it."""
+        return {f.path: (Path(model.directory) / f.path).read_bytes() for f in model.files}
+
+    async def check_idle(self, *, blobs: int, segments: int) -> None:
+        """Nothing is under way and nothing stays but these; the budgets count exactly them."""
+        status = await self.engine.status()
+        assert status.transfers == 0
+        assert (status.shm.reserved, status.nvme.reserved) == (0, 0)
+        assert list(self.blobs.ingests.iterdir()) == []
+        assert len(list(self.blobs.digests())) == blobs
+        assert len(self.segments()) == segments
+        assert status.nvme.resident == sum(_pages(self.blobs.path(d)) for d in self.blobs.digests())
+        assert status.shm.resident == sum(_pages(p) for p in self.segments())
+        assert self.origin.readers == set()
+        assert moving_threads() == []
+
+
+def _pages(path: Path) -> int:
+    return -(-path.stat().st_size // 4096) * 4096
+
+
+def moving_threads() -> list[str]:
+    """Of transfers; the engine's own few stay until it stops."""
+    idle = ("weightd-io", "weightd-state")
+    return [t.name for t in threading.enumerate() if t.name.startswith("weightd-") and not t.name.startswith(idle)]
+
+
+@asynccontextmanager
+async def running(
+    root: Path,
+    origin: Origin,
+    *,
+    owner: str = "",
+    shm: int = 256 * MIB,
+    nvme: int = 256 * MIB,
+    transfers: int = 2,
+    **transfer: int,
+) -> AsyncIterator[Rig]:
+    """Stopped at the end, after which nothing may be in shared memory and no thread may run."""
+    owner = owner or "t" + secrets.token_hex(6)
+    options = EngineOptions(root, shm, nvme, TransferOptions(**({"part_size": PART} | transfer)), transfers)
+    engine = Engine(
+        options,
+        segments=PosixSegmentStore(owner),
+        blobs=DirectoryBlobStore(root),
+        sources=origin,
+        state=State(root / "state.db"),
+    )
+    await engine.start()
+    rig = Rig(engine, origin, root, owner)
+    try:
+        yield rig
+    finally:
+        origin.release()
+        async with asyncio.timeout(SECONDS):
+            await engine.stop()
+    assert rig.segments() == []
+    assert [t.name for t in threading.enumerate() if t.name.startswith("weightd-")] == []
+
+
+def one(data: bytes, path: str = "model.bin", **options: object) -> Origin:
+    """An origin with one model of one file."""
+    return Origin({REF: {path: Served(data, **options)}})  # type: ignore[arg-type]
