@@ -48,7 +48,7 @@ def parse_models(text: bytes, where: str) -> dict[str, NamedModel]:
     """A models.json, checked. Raises ConfigError that names `where` and the key."""
     try:
         models = msgspec.json.decode(text, type=ModelsFile).models
-    except msgspec.DecodeError as e:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
         raise ConfigError(f"{where}: {e}", remedy="See config.example.toml for the keys of a model.") from None
     check_models(models, where)
     return models

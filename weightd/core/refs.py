@@ -45,7 +45,7 @@ def parse_ref(text: str) -> Ref:
         if _NAME.fullmatch(text):
             return Ref("name", text)
         raise RefSyntax(
-            f"not a ref: {text[:200]!r}",
+            f"not a ref: {text.rpartition('@')[2][:200]!r}",
             remedy="Use https://host/path, http://host/path, file:///path or the name of a configured model.",
         )
     scheme = match[1].lower()
@@ -86,8 +86,12 @@ def _split(text: str) -> SplitResult:
     try:
         url = urlsplit(text)
         _ = url.port
-    except ValueError as e:
-        raise RefSyntax(f"malformed ref: {e}", remedy="Check the host and port.") from None
+    except ValueError:  # Its text may repeat a password that holds an unescaped "/".
+        raise RefSyntax(
+            "malformed ref: no valid host and port",
+            ref=redact(text),
+            remedy="Check the host and port; write '/' and '@' in a password as %2F and %40.",
+        ) from None
     return url
 
 
@@ -95,6 +99,7 @@ def redact(url: str) -> str:
     """A URL for people: user, password and query values removed. Never raises."""
     try:
         parts = urlsplit(url)
+        _ = parts.port  # Raises for "user:pass/word@host", where what stands as the host is none.
         netloc = parts.netloc.rpartition("@")[2]
         query = "&".join(f"{pair.split('=', 1)[0]}=…" for pair in parts.query.split("&")) if parts.query else ""
         return urlunsplit((parts.scheme, netloc, parts.path, query, ""))

@@ -1,0 +1,133 @@
+"""Refs from users, and what is shown of them."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from weightd.core.errors import RefSyntax
+from weightd.core.refs import parse_ref, redact
+
+SECRET = "s3cr3tZ9"
+
+
+@pytest.mark.parametrize(
+    ("text", "scheme"),
+    [
+        ("https://host/path/model.safetensors", "https"),
+        ("HTTP://host:8080/", "http"),
+        ("http://[::1]:80/x", "http"),
+        ("https://u:p@host/x?y=z", "https"),
+        ("file:///a/b", "file"),
+        ("file://localhost/a/b", "file"),
+        ("all-MiniLM-L6-v2", "name"),
+        ("org/model", "name"),
+        ("a/b/c/d", "name"),
+        ("  model  ", "name"),
+    ],
+)
+def test_good_refs(text: str, scheme: str) -> None:
+    ref = parse_ref(text)
+    assert (ref.scheme, ref.text) == (scheme, text.strip())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        " ",
+        "/absolute/path",
+        "./x",
+        "../x",
+        "-x",
+        "a//b",
+        "a/../b",
+        "a/b/c/d/e",
+        "name with space",
+        "ftp://host/x",
+        "javascript://x",
+        "s3://bucket/x",
+        "hf://org/name",
+        "https://",
+        "https:///path",
+        "https://user@/path",
+        "https://host:port/x",
+        "https://host:99999/x",
+        "https://[::1/x",
+        "https://host/x#fragment",
+        "https://host/a b",
+        "https://host/a\nb",
+        "https://host/a\x7fb",
+        "file://host/a",
+        "file://relative",
+        "file:///a%00b",
+        "modèle",
+    ],
+)
+def test_bad_refs(text: str) -> None:
+    with pytest.raises(RefSyntax) as e:
+        parse_ref(text)
+    assert e.value.remedy
+
+
+@given(st.text(max_size=80))
+def test_any_text_is_a_ref_or_a_syntax_error(text: str) -> None:
+    for candidate in (text, f"https://{text}", f"file://{text}", f"https://host/{text}"):
+        try:
+            ref = parse_ref(candidate)
+        except RefSyntax:
+            continue
+        assert ref.scheme in ("https", "http", "file", "name")
+        assert re.fullmatch(r"[A-Za-z0-9._-]{1,100}", ref.key), ref.key
+        assert ref.key not in (".", "..")
+
+
+plain = st.text("abcXYZ019-._~%/", max_size=20)
+
+
+@given(plain, plain, plain)
+def test_redact_hides_user_password_and_query_values(path: str, name: str, rest: str) -> None:
+    shown = redact(f"https://{SECRET}:{SECRET}{name}@host/{path}?{name or 'k'}={SECRET}{rest}&t={SECRET}#{SECRET}")
+    assert SECRET not in shown
+    assert "host" in shown or ("/" in name and shown == "<malformed URL>")
+
+
+@given(st.text())
+def test_redact_never_raises(text: str) -> None:
+    redact(text)
+    redact(f"https://{text}")
+    redact(f"https://{text}@[::1")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"ftp://u:{SECRET}@host/x",
+        f"s3://u:{SECRET}@host/x",
+        f"https://u:{SECRET}@host:badport/x",
+        f"https://u:{SECRET}@host/a b",
+        f"https://u:{SECRET}@host/x#f",
+        f"https://u:{SECRET}@/x",
+        f"https://u:{SECRET}/more@host/x",
+        f"https://u:{SECRET}@ho\u2100st/x",
+        f"https:/u:{SECRET}@host/x",
+        f"https://host/x?token={SECRET}#f",
+        f"file://u:{SECRET}@host/x",
+    ],
+)
+def test_a_syntax_error_never_repeats_a_password(text: str) -> None:
+    with pytest.raises(RefSyntax) as e:
+        parse_ref(text)
+    assert SECRET not in f"{e.value}{e.value!r}{vars(e.value)}"
+
+
+def test_shown_and_key_hide_secrets_and_tell_refs_apart() -> None:
+    one, two = parse_ref(f"https://u:{SECRET}@h/x?t=1{SECRET}"), parse_ref(f"https://u:{SECRET}@h/x?t=2{SECRET}")
+    assert SECRET not in one.shown + one.key
+    assert one.key != two.key
+    assert one.key.startswith("https-h-x-")
+    assert parse_ref("mini").key == "mini"
+    assert parse_ref("a/b").key != parse_ref("a-b").key
