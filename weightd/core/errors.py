@@ -154,6 +154,10 @@ class Draining(Unavailable):
     """The daemon is stopping and takes no new work."""
 
 
+class TimedOut(Unavailable):
+    """The caller's own limit of time has passed."""
+
+
 class Exhausted(WeightdError):
     """A budget, disk or shared memory is full: says how much is missing."""
 

@@ -19,18 +19,14 @@ from grpc_reflection.v1alpha import reflection
 from weightd.core.errors import AlreadyRunning, ConfigError, PathInTheWay, SocketDenied
 from weightd.core.paths import MAX_SOCKET_PATH
 from weightd.engine.api import EngineApi
-from weightd.rpc.service import SERVICE, Service
-from weightd.wire.errors import MAX_METADATA
-
-MAX_REQUEST: Final = 1 << 20
-MAX_ANSWER: Final = 64 << 20
-"""Bytes; a manifest of 200,000 files fits."""
+from weightd.rpc.service import Service
+from weightd.wire.limits import MAX_ANSWER, MAX_REQUEST, METADATA
+from weightd.wire.methods import SERVICE
 
 OPTIONS: Final[list[tuple[str, Any]]] = [
     ("grpc.max_receive_message_length", MAX_REQUEST),
     ("grpc.max_send_message_length", MAX_ANSWER),
-    ("grpc.max_metadata_size", MAX_METADATA),
-    ("grpc.absolute_max_metadata_size", 2 * MAX_METADATA),
+    *METADATA,
 ]
 
 

@@ -7,7 +7,7 @@ import contextlib
 import os
 import time
 from collections.abc import AsyncGenerator
-from typing import Any, Final
+from typing import Any
 
 import grpc
 
@@ -19,10 +19,10 @@ from weightd.rpc.convert import event_to_pb, model_to_pb, status_to_pb, tier_fro
 from weightd.rpc.handles import ReadyHandles
 from weightd.rpc.interceptors import Context, Handler, guarded
 from weightd.rpc.pace import Pace
+from weightd.wire import methods
 from weightd.wire.convert import manifest_to_pb, progress_to_pb
 from weightd.wire.gen import weightd_pb2 as pb
-
-SERVICE: Final = "weightd.v1.Weightd"
+from weightd.wire.methods import Method
 
 
 class Service:
@@ -115,16 +115,16 @@ class Service:
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """For `server.add_generic_rpc_handlers`; streams send ready bytes, so that an acquire serializes nothing."""
-        methods = {
-            "Resolve": _unary("Resolve", self.resolve, pb.ResolveRequest),
-            "Fetch": _stream("Fetch", self.fetch, pb.FetchRequest),
-            "Acquire": _stream("Acquire", self.acquire, pb.AcquireRequest),
-            "ListModels": _unary("ListModels", self.list_models, pb.ListModelsRequest),
-            "GetModel": _unary("GetModel", self.get_model, pb.GetModelRequest),
-            "Watch": _stream("Watch", self.watch, pb.WatchRequest),
-            "GetStatus": _unary("GetStatus", self.get_status, pb.GetStatusRequest),
-        }
-        return grpc.method_handlers_generic_handler(SERVICE, methods)
+        handlers = [
+            _unary(methods.RESOLVE, self.resolve),
+            _stream(methods.FETCH, self.fetch),
+            _stream(methods.ACQUIRE, self.acquire),
+            _unary(methods.LIST_MODELS, self.list_models),
+            _unary(methods.GET_MODEL, self.get_model),
+            _stream(methods.WATCH, self.watch),
+            _unary(methods.GET_STATUS, self.get_status),
+        ]
+        return grpc.method_handlers_generic_handler(methods.SERVICE, dict(handlers))
 
 
 async def _send(
@@ -147,17 +147,20 @@ async def _end(task: asyncio.Future[Any]) -> None:
         task.exception()  # seen: whoever wanted it has it
 
 
-def _unary(method: str, handler: Handler[Any, Any], request: type[Any]) -> grpc.RpcMethodHandler[Any, Any]:
-    return grpc.unary_unary_rpc_method_handler(
-        guarded(method, handler),
-        request_deserializer=request.FromString,
-        response_serializer=lambda answer: answer.SerializeToString(),
+Named = tuple[str, "grpc.RpcMethodHandler[Any, Any]"]
+
+
+def _unary(method: Method, handler: Handler[Any, Any]) -> Named:
+    return method.name, grpc.unary_unary_rpc_method_handler(
+        guarded(method.name, handler),
+        request_deserializer=method.request.FromString,
+        response_serializer=method.answer.SerializeToString,
     )
 
 
-def _stream(method: str, handler: Handler[Any, None], request: type[Any]) -> grpc.RpcMethodHandler[Any, Any]:
-    return grpc.unary_stream_rpc_method_handler(
-        guarded(method, handler),
-        request_deserializer=request.FromString,
+def _stream(method: Method, handler: Handler[Any, None]) -> Named:
+    return method.name, grpc.unary_stream_rpc_method_handler(
+        guarded(method.name, handler),
+        request_deserializer=method.request.FromString,
         response_serializer=None,
     )

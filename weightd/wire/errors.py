@@ -10,8 +10,6 @@ from weightd.core import errors as e
 from weightd.wire.gen import weightd_pb2 as pb
 
 DETAIL_KEY: Final = "weightd-error-bin"
-MAX_METADATA: Final = 64 * 1024
-"""Bytes; both peers set gRPC's limit (8 KiB unless told) to this, which holds any detail within MAX_FIELD."""
 MAX_FIELD: Final = 2000
 """Characters of each field of a detail, and of the status message: longer texts are cut, with "…" at the end."""
 

@@ -1,0 +1,264 @@
+"""A small engine in memory, with real segments, for tests of the RPC service and the client.
+
+As a program, it serves on the socket given: `python -m tests.support.fake_engine SOCKET DIRECTORY [MODE]`. It prints
+"ready", then one line for each lease taken or released, and drains on SIGTERM.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import itertools
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncGenerator, Callable
+from pathlib import Path
+
+import msgspec
+import posix_ipc
+
+from weightd.core.digest import Digest, digest_of
+from weightd.core.errors import ModelNotFound, WeightdError
+from weightd.core.lifecycle import DaemonState, Residency
+from weightd.core.manifest import FileSpec, Manifest, make_manifest
+from weightd.core.progress import FileProgress, Phase, Progress
+from weightd.core.verification import Verification
+from weightd.engine.api import EngineStatus, Event, EventKind, FileState, Lease, ModelState, Tier, TierStatus
+from weightd.rpc.server import make_server
+
+REF = "demo"
+_count = itertools.count()
+
+
+def safetensors(tensors: dict[str, tuple[str, list[int], bytes]]) -> bytes:
+    """A file in the format: 8 bytes of length, the header padded to 8 bytes, the data."""
+    header: dict[str, object] = {}
+    at = 0
+    for name, (dtype, shape, data) in tensors.items():
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [at, at + len(data)]}
+        at += len(data)
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + b"".join(data for _, _, data in tensors.values())
+
+
+def floats(count: int, start: float = 0.0) -> bytes:
+    """float32: start, start + 1, …"""
+    import struct
+
+    return struct.pack(f"<{count}f", *(start + i for i in range(count)))
+
+
+DEMO: dict[str, bytes] = {
+    "model.safetensors": safetensors(
+        {"a": ("F32", [2, 3], floats(6)), "layer.weight": ("F32", [4], floats(4, 10)), "empty": ("F32", [0], b"")}
+    ),
+    "config.json": b'{"hidden": 3}',
+    "empty.txt": b"",
+}
+
+
+class FakeLease:
+    def __init__(self, engine: FakeEngine, ref: str) -> None:
+        self._engine, self._ref = engine, ref
+        self._held = True
+        engine.changed(ref, +1, EventKind.ACQUIRED)
+
+    @property
+    def model(self) -> ModelState:
+        return self._engine.model(self._ref)
+
+    def release(self) -> None:
+        if self._held:
+            self._held = False
+            self._engine.changed(self._ref, -1, EventKind.RELEASED)
+
+
+class FakeEngine:
+    """Implements EngineApi. `add` puts a model into real segments; `close` unlinks them.
+
+    `fail` is raised by every call that is given a ref. `steps` is the progress before an answer; with `gate` the
+    answer waits until it is set. `leases` counts; `wait_leases` waits for a count.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.fail: BaseException | None = None
+        self.steps: list[Progress] = []
+        self.gate: asyncio.Event | None = None
+        self.leases: dict[str, int] = {}
+        self.asked: list[tuple[str, Digest | None, Tier]] = []
+        self.closed_iterators = 0
+        self.on_lease: Callable[[str, int], None] = lambda ref, count: None
+        self._models: dict[str, ModelState] = {}
+        self._segments: list[str] = []
+        self._watchers: list[asyncio.Queue[Event]] = []
+        self._change = asyncio.Condition()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def add(self, ref: str, files: dict[str, bytes], revision: str = "0123456789abcdef") -> ModelState:
+        """A model that is resident; a file of 0 bytes has no segment."""
+        directory = self.directory / ref.replace("/", "-")
+        directory.mkdir(parents=True, exist_ok=True)
+        states = []
+        for path, data in files.items():
+            segment = self._segment(data)
+            link = directory / path
+            link.unlink(missing_ok=True)
+            if segment:
+                link.symlink_to(f"/dev/shm{segment}")
+            else:
+                link.touch()
+            states.append(_file_state(path, data, segment))
+        model = ModelState(ref, revision, "safetensors", str(directory), 0, 1.5, tuple(states))
+        self._models[ref] = model
+        self.leases.setdefault(ref, 0)
+        return model
+
+    def _segment(self, data: bytes) -> str:
+        if not data:
+            return ""
+        name = f"/weightd-test-{os.getpid()}-{next(_count)}"
+        shm = posix_ipc.SharedMemory(name, posix_ipc.O_CREX, mode=0o600)
+        self._segments.append(name)
+        with os.fdopen(shm.fd, "wb") as f:
+            f.write(data)
+            os.fchmod(f.fileno(), 0o440)
+        return name
+
+    def close(self) -> None:
+        for name in self._segments:
+            posix_ipc.unlink_shared_memory(name)
+        self._segments.clear()
+
+    def changed(self, ref: str, by: int, kind: EventKind) -> None:
+        self.leases[ref] += by
+        self.emit(Event(kind, ref, self._models[ref].revision, 2.5))
+        self.on_lease(ref, self.leases[ref])
+        task = asyncio.get_running_loop().create_task(self._tell())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _tell(self) -> None:
+        async with self._change:
+            self._change.notify_all()
+
+    async def wait_leases(self, count: int, ref: str = REF) -> None:
+        async with asyncio.timeout(20), self._change:
+            await self._change.wait_for(lambda: self.leases[ref] == count)
+
+    def emit(self, event: Event) -> None:
+        for queue in self._watchers:
+            queue.put_nowait(event)
+
+    def _check(self, ref: str) -> None:
+        if self.fail is not None:
+            raise self.fail
+        if ref not in self._models:
+            raise ModelNotFound("no such model here", ref=ref, remedy="weightd ls lists what is here.")
+
+    async def resolve(self, ref: str) -> Manifest:
+        self._check(ref)
+        files = [
+            FileSpec(path=f.path, size=f.size, url=f"https://user:pw@host/{f.path}?token=secret", digest=f.digest)
+            for f in self._models[ref].files
+        ]
+        return make_manifest(ref, "safetensors", files)
+
+    async def fetch(
+        self, ref: str, *, sha256: Digest | None = None, tier: Tier = Tier.SHM
+    ) -> AsyncGenerator[Progress | ModelState, None]:
+        self.asked.append((ref, sha256, tier))
+        async for progress in self._progress(ref):
+            yield progress
+        yield self.model(ref)
+
+    async def acquire(self, ref: str) -> AsyncGenerator[Progress | Lease, None]:
+        async for progress in self._progress(ref):
+            yield progress
+        yield FakeLease(self, ref)
+
+    async def _progress(self, ref: str) -> AsyncGenerator[Progress, None]:
+        try:
+            for step in self.steps:
+                yield step
+            if self.gate is not None:
+                await self.gate.wait()
+            self._check(ref)
+        finally:
+            self.closed_iterators += 1
+
+    def models(self) -> list[ModelState]:
+        return [self.model(ref) for ref in self._models]
+
+    def model(self, ref: str) -> ModelState:
+        self._check(ref)
+        return msgspec.structs.replace(self._models[ref], leases=self.leases[ref])
+
+    async def watch(self) -> AsyncGenerator[Event, None]:
+        if isinstance(self.fail, WeightdError):
+            raise self.fail
+        queue: asyncio.Queue[Event] = asyncio.Queue()
+        self._watchers.append(queue)
+        try:
+            while True:
+                yield await queue.get()
+        finally:
+            self._watchers.remove(queue)
+
+    @property
+    def watchers(self) -> int:
+        return len(self._watchers)
+
+    async def status(self) -> EngineStatus:
+        tier = TierStatus(budget=100, reserved=1, resident=2, free=97)
+        return EngineStatus(
+            state=DaemonState.SERVING,
+            uptime=1.25,
+            state_directory=str(self.directory),
+            shm=tier,
+            nvme=tier,
+            leases=sum(self.leases.values()),
+            models=len(self._models),
+            transfers=0,
+            shm_huge_bytes=0,
+        )
+
+
+def _file_state(path: str, data: bytes, segment: str) -> FileState:
+    return FileState(
+        path=path,
+        size=len(data),
+        digest=digest_of(hashlib.sha256(data).digest()),
+        verification=Verification.SHA256 if path.endswith(".safetensors") else Verification.SIZE,
+        shm=Residency.RESIDENT,
+        nvme=Residency.RESIDENT,
+        segment=segment,
+    )
+
+
+def fetching(done: int, total: int = 100) -> Progress:
+    """A step of progress over one file."""
+    files = (FileProgress("model.safetensors", done, total),)
+    return Progress(Phase.FETCHING, done, total, rate=50.0, seconds_left=(total - done) / 50, files=files)
+
+
+async def _serve(socket: str, directory: str, mode: str = "0660") -> None:
+    engine = FakeEngine(Path(directory))
+    try:
+        engine.add(REF, DEMO)
+        engine.on_lease = lambda ref, count: print(f"{ref} {count}", flush=True)
+        server = await make_server(engine, socket, mode=int(mode, 8))
+        stop = asyncio.Event()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+        print("ready", flush=True)
+        await stop.wait()
+        await server.stop(5)
+    finally:
+        engine.close()
+
+
+if __name__ == "__main__":
+    asyncio.run(_serve(*sys.argv[1:]))

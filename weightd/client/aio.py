@@ -1,0 +1,177 @@
+"""The asynchronous client: the verbs of `weightd.client.client.Client`, awaited."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Generator
+from types import TracebackType
+from typing import Any
+
+from weightd.client import convert
+from weightd.client.address import socket_path
+from weightd.client.aio_connection import AioConnection, AioStream
+from weightd.client.client import OnProgress, report
+from weightd.client.faults import timed_out, unfinished
+from weightd.client.lease import Lease
+from weightd.client.link import ANSWER_LIMIT
+from weightd.client.types import EventInfo, ManifestInfo, ModelInfo, StatusInfo, Tier
+from weightd.core.errors import WeightdError
+from weightd.wire import methods
+from weightd.wire.gen import weightd_pb2 as pb
+
+
+class AsyncClient:
+    """As `Client`, for asyncio. Connects at the first call, to whichever loop is running then; of one thread.
+
+    A lease is `await client.acquire(ref)`, or `async with client.acquire(ref) as lease`.
+    """
+
+    def __init__(self, socket: str | os.PathLike[str] | None = None) -> None:
+        self.socket = socket_path(socket)
+        self._connection = AioConnection(self.socket)
+
+    async def resolve(self, ref: str) -> ManifestInfo:
+        """See `Client.resolve`."""
+        request = pb.ResolveRequest(ref=convert.checked_ref(ref))
+        return convert.manifest_info(await self._connection.unary(methods.RESOLVE, request, ref))
+
+    async def fetch(
+        self, ref: str, sha256: str | None = None, tier: Tier = "shm", on_progress: OnProgress | None = None
+    ) -> ModelInfo:
+        """See `Client.fetch`. Cancelling it stops a fetch that nobody else waits for."""
+        request = convert.fetch_request(ref, sha256, tier)
+        async with await self._connection.stream(methods.FETCH, request, ref) as events:
+            while (event := await events.read()) is not None:
+                if event.HasField("model"):
+                    return convert.model_info(event.model)
+                report(on_progress, event.progress)
+        raise unfinished(ref)
+
+    def acquire(self, ref: str, on_progress: OnProgress | None = None, timeout: float | None = None) -> Acquiring:
+        """See `Client.acquire`. Await it, or enter it with `async with`."""
+        return Acquiring(self._connection, convert.checked_ref(ref), on_progress, timeout)
+
+    async def models(self) -> list[ModelInfo]:
+        """Everything that the daemon holds."""
+        answer = await self._connection.unary(methods.LIST_MODELS, pb.ListModelsRequest(), limit=ANSWER_LIMIT)
+        return convert.model_infos(answer)
+
+    async def model(self, ref: str) -> ModelInfo:
+        """Raises ModelNotFound."""
+        request = pb.GetModelRequest(ref=convert.checked_ref(ref))
+        return convert.model_info(await self._connection.unary(methods.GET_MODEL, request, ref, limit=ANSWER_LIMIT))
+
+    async def status(self) -> StatusInfo:
+        """The daemon itself."""
+        answer = await self._connection.unary(methods.GET_STATUS, pb.GetStatusRequest(), limit=ANSWER_LIMIT)
+        return convert.status_info(answer)
+
+    def watch(self) -> AsyncWatch:
+        """Events, from the moment that `async with` has entered it, or else that its iteration begins."""
+        return AsyncWatch(self._connection)
+
+    async def close(self) -> None:
+        """Ends this client's leases and calls. Views stay valid. Idempotent."""
+        await self._connection.close()
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def __repr__(self) -> str:
+        return f"<AsyncClient {self.socket}>"
+
+
+class Acquiring:
+    """A lease to be: nothing is asked until it is awaited or entered."""
+
+    def __init__(
+        self, connection: AioConnection, ref: str, on_progress: OnProgress | None, timeout: float | None
+    ) -> None:
+        self._connection = connection
+        self._ref, self._on_progress, self._timeout = ref, on_progress, timeout
+        self._lease: Lease | None = None
+
+    def __await__(self) -> Generator[Any, None, Lease]:
+        return self._run().__await__()
+
+    async def _run(self) -> Lease:
+        if self._timeout is None:
+            return await self._acquire()
+        try:
+            async with asyncio.timeout(self._timeout):
+                return await self._acquire()
+        except TimeoutError:
+            raise timed_out(self._ref, self._timeout) from None
+
+    async def _acquire(self) -> Lease:
+        call = await self._connection.stream(methods.ACQUIRE, pb.AcquireRequest(ref=self._ref), self._ref)
+        try:
+            while (event := await call.read()) is not None:
+                if event.HasField("handles"):
+                    return Lease(event.handles, call)
+                report(self._on_progress, event.progress)
+        except BaseException:
+            call.end()
+            raise
+        raise unfinished(self._ref)
+
+    async def __aenter__(self) -> Lease:
+        self._lease = await self
+        return self._lease
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        if self._lease is not None:
+            self._lease.release()
+
+
+class AsyncWatch:
+    """Iterate for events, in the order in which they happen; `close` ends the iteration."""
+
+    def __init__(self, connection: AioConnection) -> None:
+        self._connection = connection
+        self._stream: AioStream | None = None
+        self._closed = False
+
+    def __aiter__(self) -> AsyncWatch:
+        return self
+
+    async def __anext__(self) -> EventInfo:
+        """Raises TooSlow for a reader that fell too far behind, Draining when the daemon stops."""
+        stream = await self._open()
+        try:
+            event = await stream.read()
+        except WeightdError:
+            if not self._closed:
+                raise
+            event = None
+        if event is None:
+            raise StopAsyncIteration
+        return convert.event_info(event)
+
+    async def _open(self) -> AioStream:
+        if self._stream is None:
+            self._stream = await self._connection.stream(methods.WATCH, pb.WatchRequest(), headers=True)
+        return self._stream
+
+    def close(self) -> None:
+        """Idempotent."""
+        self._closed = True
+        if self._stream is not None:
+            self._stream.end()
+
+    async def __aenter__(self) -> AsyncWatch:
+        await self._open()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.close()

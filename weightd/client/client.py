@@ -1,0 +1,143 @@
+"""The synchronous client."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from types import TracebackType
+
+from weightd.client import convert
+from weightd.client.address import socket_path
+from weightd.client.connection import Connection, Stream
+from weightd.client.faults import unfinished
+from weightd.client.lease import Lease
+from weightd.client.link import ANSWER_LIMIT
+from weightd.client.types import EventInfo, ManifestInfo, ModelInfo, StatusInfo, Tier
+from weightd.core.errors import WeightdError
+from weightd.core.progress import Progress
+from weightd.wire import methods
+from weightd.wire.convert import progress_from_pb
+from weightd.wire.gen import weightd_pb2 as pb
+
+OnProgress = Callable[[Progress], object]
+
+
+class Client:
+    """Asks the host's daemon. Connects at the first call; thread-safe; refused after fork (see `weightd.client.forks`).
+
+    `socket`: path of the daemon's socket; unless given, as `weightd.core.paths.default_socket` says.
+
+    Every verb raises the error that the daemon raised, by class, or DaemonUnavailable, SocketDenied, ForkedClient.
+    """
+
+    def __init__(self, socket: str | os.PathLike[str] | None = None) -> None:
+        self.socket = socket_path(socket)
+        self._connection = Connection(self.socket)
+
+    def resolve(self, ref: str) -> ManifestInfo:
+        """What `ref` means now. Asks the origin; fetches nothing."""
+        request = pb.ResolveRequest(ref=convert.checked_ref(ref))
+        return convert.manifest_info(self._connection.unary(methods.RESOLVE, request, ref))
+
+    def fetch(
+        self, ref: str, sha256: str | None = None, tier: Tier = "shm", on_progress: OnProgress | None = None
+    ) -> ModelInfo:
+        """Bring `ref` onto this host, and wait for it.
+
+        `sha256`, of a ref of one file: what it must have. `tier` "nvme" leaves shared memory alone. `on_progress` is
+        called in this thread, some ten times a second.
+        """
+        with self._connection.stream(methods.FETCH, convert.fetch_request(ref, sha256, tier), ref) as events:
+            for event in events:
+                if event.HasField("model"):
+                    return convert.model_info(event.model)
+                report(on_progress, event.progress)
+        raise unfinished(ref)
+
+    def acquire(self, ref: str, on_progress: OnProgress | None = None, timeout: float | None = None) -> Lease:
+        """Claim `ref`, in shared memory; brings it there first where need be.
+
+        `timeout` in seconds, for the model to be there, else TimedOut; the lease itself has no end.
+        """
+        request = pb.AcquireRequest(ref=convert.checked_ref(ref))
+        call = self._connection.stream(methods.ACQUIRE, request, ref, timeout=timeout)
+        try:
+            for event in call:
+                if event.HasField("handles"):
+                    call.keep_open()
+                    return Lease(event.handles, call)
+                report(on_progress, event.progress)
+        except BaseException:
+            call.end()
+            raise
+        raise unfinished(ref)
+
+    def models(self) -> list[ModelInfo]:
+        """Everything that the daemon holds."""
+        answer = self._connection.unary(methods.LIST_MODELS, pb.ListModelsRequest(), limit=ANSWER_LIMIT)
+        return convert.model_infos(answer)
+
+    def model(self, ref: str) -> ModelInfo:
+        """Raises ModelNotFound."""
+        request = pb.GetModelRequest(ref=convert.checked_ref(ref))
+        return convert.model_info(self._connection.unary(methods.GET_MODEL, request, ref, limit=ANSWER_LIMIT))
+
+    def status(self) -> StatusInfo:
+        """The daemon itself."""
+        answer = self._connection.unary(methods.GET_STATUS, pb.GetStatusRequest(), limit=ANSWER_LIMIT)
+        return convert.status_info(answer)
+
+    def watch(self) -> Watch:
+        """Events from the moment this returns."""
+        return Watch(self._connection.stream(methods.WATCH, pb.WatchRequest(), headers=True))
+
+    def close(self) -> None:
+        """Ends this client's leases and calls. Views stay valid. Idempotent."""
+        self._connection.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Client {self.socket}>"
+
+
+class Watch:
+    """Iterate for events, in the order in which they happen; `close`, from any thread, ends the iteration."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self._events = iter(stream)
+        self._closed = False
+
+    def __iter__(self) -> Iterator[EventInfo]:
+        return self
+
+    def __next__(self) -> EventInfo:
+        """Raises TooSlow for a reader that fell too far behind, Draining when the daemon stops."""
+        try:
+            return convert.event_info(next(self._events))
+        except WeightdError:
+            if self._closed:
+                raise StopIteration from None
+            raise
+
+    def close(self) -> None:
+        """Idempotent."""
+        self._closed = True
+        self._stream.end()
+
+    def __enter__(self) -> Watch:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+
+def report(on_progress: OnProgress | None, progress: pb.Progress) -> None:
+    """Tell the caller, who may not want to know."""
+    if on_progress is not None:
+        on_progress(progress_from_pb(progress))

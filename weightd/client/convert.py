@@ -1,0 +1,102 @@
+"""From protobuf to what the client's verbs answer, and from their arguments to requests."""
+
+from __future__ import annotations
+
+from weightd.client.types import (
+    EventInfo,
+    EventKind,
+    ManifestFile,
+    ManifestInfo,
+    ModelFile,
+    ModelInfo,
+    StatusInfo,
+    Tier,
+    TierInfo,
+)
+from weightd.core.digest import parse_digest
+from weightd.core.errors import InvalidArgument, RefSyntax
+from weightd.core.lifecycle import DaemonState
+from weightd.wire.convert import residency_from_pb, verification_from_pb
+from weightd.wire.gen import weightd_pb2 as pb
+
+
+def checked_ref(ref: str) -> str:
+    """What protobuf can carry. Raises RefSyntax; all else about a ref is the daemon's to judge."""
+    if not isinstance(ref, str):
+        raise RefSyntax(f"a ref is a string, not {type(ref).__name__}")
+    try:
+        ref.encode()
+    except UnicodeEncodeError:
+        raise RefSyntax(f"a ref must be text: {ref!r}", remedy="Percent-encode its bytes.") from None
+    return ref
+
+
+def fetch_request(ref: str, sha256: str | None, tier: Tier) -> pb.FetchRequest:
+    """Raises RefSyntax, DigestSyntax, InvalidArgument."""
+    if tier not in ("shm", "nvme"):
+        raise InvalidArgument(f"unknown tier {tier!r}", ref=ref, remedy='Use "shm" or "nvme".')
+    return pb.FetchRequest(
+        ref=checked_ref(ref),
+        sha256="" if sha256 is None else parse_digest(sha256),
+        tier=pb.TIER_SHM if tier == "shm" else pb.TIER_NVME,
+    )
+
+
+def model_info(m: pb.Model) -> ModelInfo:
+    return ModelInfo(
+        ref=m.ref,
+        revision=m.revision,
+        format=m.format,
+        directory=m.directory,
+        size=m.size,
+        verification=verification_from_pb(m.verification),
+        shm=residency_from_pb(m.shm),
+        nvme=residency_from_pb(m.nvme),
+        leases=m.leases,
+        last_used=m.last_used,
+        files=tuple(_model_file(f) for f in m.files),
+    )
+
+
+def _model_file(f: pb.ModelFile) -> ModelFile:
+    return ModelFile(
+        path=f.path,
+        size=f.size,
+        digest=f.digest,
+        verification=verification_from_pb(f.verification),
+        shm=residency_from_pb(f.shm),
+        nvme=residency_from_pb(f.nvme),
+    )
+
+
+def model_infos(answer: pb.ListModelsResponse) -> list[ModelInfo]:
+    return [model_info(m) for m in answer.models]
+
+
+def manifest_info(m: pb.Manifest) -> ManifestInfo:
+    files = tuple(ManifestFile(f.path, f.size, f.digest, f.source) for f in m.files)
+    return ManifestInfo(ref=m.ref, revision=m.revision, format=m.format, files=files)
+
+
+def status_info(s: pb.Status) -> StatusInfo:
+    return StatusInfo(
+        version=s.version,
+        pid=s.pid,
+        state=DaemonState(s.state),
+        uptime=s.uptime,
+        state_directory=s.state_directory,
+        shm=_tier_info(s.shm),
+        nvme=_tier_info(s.nvme),
+        leases=s.leases,
+        models=s.models,
+        transfers=s.transfers,
+        shm_huge_bytes=s.shm_huge_bytes,
+    )
+
+
+def _tier_info(t: pb.TierStatus) -> TierInfo:
+    return TierInfo(budget=t.budget, reserved=t.reserved, resident=t.resident, free=t.free)
+
+
+def event_info(e: pb.Event) -> EventInfo:
+    return EventInfo(kind=EventKind(e.kind), ref=e.ref, revision=e.revision, time=e.time, detail=e.detail)

@@ -1,0 +1,117 @@
+"""What the client's verbs answer. Sizes in bytes, times in seconds."""
+
+from __future__ import annotations
+
+import enum
+from typing import Literal
+
+import msgspec
+
+from weightd.core.lifecycle import DaemonState, Residency
+from weightd.core.verification import Verification
+
+Tier = Literal["shm", "nvme"]
+
+
+class ModelFile(msgspec.Struct, frozen=True):
+    """One file of a model that the daemon holds. `digest` is "sha256:…"."""
+
+    path: str
+    size: int
+    digest: str
+    verification: Verification
+    shm: Residency
+    nvme: Residency
+
+
+class ModelInfo(msgspec.Struct, frozen=True):
+    """A model that the daemon holds, as of the answer.
+
+    `size` is the sum over files, `verification` the weakest of them, `leases` those open now, `last_used` Unix time.
+    """
+
+    ref: str
+    revision: str
+    format: str
+    directory: str
+    size: int
+    verification: Verification
+    shm: Residency
+    nvme: Residency
+    leases: int
+    last_used: float
+    files: tuple[ModelFile, ...]
+
+
+class ManifestFile(msgspec.Struct, frozen=True):
+    """`digest` is "" when the source gives none; `source` is a URL without credentials and query."""
+
+    path: str
+    size: int
+    digest: str
+    source: str
+
+
+class ManifestInfo(msgspec.Struct, frozen=True):
+    """What a ref means now. `format` is "safetensors" or "raw"."""
+
+    ref: str
+    revision: str
+    format: str
+    files: tuple[ManifestFile, ...]
+
+    @property
+    def size(self) -> int:
+        """Sum over files."""
+        return sum(f.size for f in self.files)
+
+
+class TierInfo(msgspec.Struct, frozen=True):
+    """`reserved` by fetches and loads under way, `free` on the file system below, whoever uses it."""
+
+    budget: int
+    reserved: int
+    resident: int
+    free: int
+
+
+class StatusInfo(msgspec.Struct, frozen=True):
+    """The daemon, as of the answer. `shm_huge_bytes` are really backed by huge pages."""
+
+    version: str
+    pid: int
+    state: DaemonState
+    uptime: float
+    state_directory: str
+    shm: TierInfo
+    nvme: TierInfo
+    leases: int
+    models: int
+    transfers: int
+    shm_huge_bytes: int
+
+
+class EventKind(enum.Enum):
+    """The values are those of the wire; UNKNOWN is what a newer daemon says."""
+
+    UNKNOWN = 0
+    FETCH_STARTED = 1
+    FETCH_FINISHED = 2
+    FETCH_FAILED = 3
+    LOADED = 4
+    ACQUIRED = 5
+    RELEASED = 6
+
+    @classmethod
+    def _missing_(cls, value: object) -> EventKind:
+        return cls.UNKNOWN
+
+
+class EventInfo(msgspec.Struct, frozen=True):
+    """Something that happened in the daemon, at Unix time `time`. `detail` is the error of FETCH_FAILED."""
+
+    kind: EventKind
+    ref: str
+    revision: str
+    time: float
+    detail: str

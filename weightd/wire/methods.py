@@ -1,0 +1,30 @@
+"""The methods of the service, by hand: the generated stubs demand the very grpcio that they were generated with."""
+
+from __future__ import annotations
+
+from typing import Any, Final, NamedTuple
+
+from weightd.wire.gen import weightd_pb2 as pb
+
+SERVICE: Final = "weightd.v1.Weightd"
+
+
+class Method(NamedTuple):
+    """`request` and `answer` are protobuf classes; of a stream, `answer` is that of each message."""
+
+    name: str
+    request: Any
+    answer: Any
+
+    @property
+    def path(self) -> str:
+        return f"/{SERVICE}/{self.name}"
+
+
+RESOLVE: Final = Method("Resolve", pb.ResolveRequest, pb.Manifest)
+FETCH: Final = Method("Fetch", pb.FetchRequest, pb.FetchEvent)
+ACQUIRE: Final = Method("Acquire", pb.AcquireRequest, pb.AcquireEvent)
+LIST_MODELS: Final = Method("ListModels", pb.ListModelsRequest, pb.ListModelsResponse)
+GET_MODEL: Final = Method("GetModel", pb.GetModelRequest, pb.Model)
+WATCH: Final = Method("Watch", pb.WatchRequest, pb.Event)
+GET_STATUS: Final = Method("GetStatus", pb.GetStatusRequest, pb.Status)
