@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import Final
 
 import click
 
 from weightd.core.budget import human
+from weightd.core.verification import Verification
+
+CHECKED: Final = {
+    Verification.SIZE: "size checked",
+    Verification.CRC: "crc verified",
+    Verification.SHA256: "sha256 verified",
+}
+"""Only what was compared with something given is called verified."""
 
 
 def columns(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> None:
@@ -36,3 +45,8 @@ def duration(seconds: float) -> str:
 def rate(bytes_per_second: float) -> str:
     """ "" while unknown."""
     return f"{human(bytes_per_second)}/s" if bytes_per_second > 0 else ""
+
+
+def count(number: int, noun: str) -> str:
+    """ "1 file", "2 files"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -9,11 +9,9 @@ from functools import partial
 
 from weightd.daemon import budgets
 from weightd.daemon.config import Config
+from weightd.daemon.options import make_sources, transfer_options
 from weightd.engine.engine import Engine, EngineOptions
-from weightd.engine.transfer import TransferOptions
 from weightd.rpc.server import RpcServer, make_server
-from weightd.sources.connection import HttpOptions
-from weightd.sources.registry import SourceOptions, Sources
 from weightd.storage.blobs import DirectoryBlobStore
 from weightd.storage.direct import free_bytes
 from weightd.storage.segments import PREFIX, PosixSegmentStore
@@ -70,20 +68,3 @@ def build(config: Config) -> Parts:
 def owner_of(config: Config) -> str:
     """In the names of segments: tells daemons apart, the same after every start on one state directory."""
     return hashlib.sha256(str(config.state_dir.resolve()).encode()).hexdigest()[:10]
-
-
-def make_sources(config: Config) -> Sources:
-    """Also for `fetch --to`, which runs without a daemon."""
-    http = HttpOptions(read_timeout=config.fetch.stall_timeout_s)
-    return Sources(SourceOptions(http=http, models=config.models))
-
-
-def transfer_options(config: Config) -> TransferOptions:
-    """Also for `fetch --to`."""
-    return TransferOptions(
-        part_size=config.fetch.part_size,
-        receivers=config.fetch.receivers,
-        hashers=config.fetch.hash_threads,
-        writers=config.fetch.write_threads,
-        attempts=config.fetch.retries + 1,
-    )

@@ -1,0 +1,60 @@
+"""The daemon's answers, for people and for programs."""
+
+from __future__ import annotations
+
+from weightd.client.client import Client
+from weightd.client.types import ModelInfo, StatusInfo, TierInfo
+
+
+def connect(socket: str | None) -> Client:
+    """Opens nothing yet."""
+    return Client(socket)
+
+
+def model_fields(model: ModelInfo) -> dict[str, object]:
+    """For JSON: words in lower case, sizes in bytes."""
+    return {
+        "ref": model.ref,
+        "revision": model.revision,
+        "format": model.format,
+        "directory": model.directory,
+        "size": model.size,
+        "verification": model.verification.name.lower(),
+        "shm": model.shm.name.lower(),
+        "nvme": model.nvme.name.lower(),
+        "leases": model.leases,
+        "last_used": model.last_used,
+        "files": [
+            {
+                "path": f.path,
+                "size": f.size,
+                "digest": f.digest,
+                "verification": f.verification.name.lower(),
+                "shm": f.shm.name.lower(),
+                "nvme": f.nvme.name.lower(),
+            }
+            for f in model.files
+        ],
+    }
+
+
+def status_fields(status: StatusInfo, socket: str) -> dict[str, object]:
+    """For JSON."""
+    return {
+        "version": status.version,
+        "pid": status.pid,
+        "state": status.state.value,
+        "uptime": status.uptime,
+        "socket": socket,
+        "state_directory": status.state_directory,
+        "shm": _tier_fields(status.shm),
+        "nvme": _tier_fields(status.nvme),
+        "leases": status.leases,
+        "models": status.models,
+        "transfers": status.transfers,
+        "shm_huge_bytes": status.shm_huge_bytes,
+    }
+
+
+def _tier_fields(tier: TierInfo) -> dict[str, int]:
+    return {"budget": tier.budget, "reserved": tier.reserved, "resident": tier.resident, "free": tier.free}

@@ -1,0 +1,39 @@
+"""`weightd ls`"""
+
+from __future__ import annotations
+
+import click
+
+from weightd.cli.daemon import connect, model_fields
+from weightd.cli.progress import emit
+from weightd.cli.text import CHECKED, ago, columns
+from weightd.core.budget import human
+
+
+@click.command("ls", short_help="List the models on this host.")
+@click.option("--json", "as_json", is_flag=True, help="An object for each model, one on a line.")
+@click.pass_obj
+def command(socket: str | None, as_json: bool) -> None:
+    """List the models that the daemon holds."""
+    with connect(socket) as client:
+        models = client.models()
+    if as_json:
+        for model in models:
+            emit({"type": "model", **model_fields(model)})
+        return
+    rows = [
+        (
+            m.ref,
+            m.revision,
+            human(m.size),
+            str(len(m.files)),
+            CHECKED[m.verification],
+            m.shm.name.lower(),
+            m.nvme.name.lower(),
+            str(m.leases),
+            ago(m.last_used),
+        )
+        for m in models
+    ]
+    header = ("REF", "REVISION", "SIZE", "FILES", "CHECKED", "SHM", "NVME", "LEASES", "USED")
+    columns(header, rows, right=(2, 3, 7))

@@ -1,0 +1,35 @@
+"""`weightd status`"""
+
+from __future__ import annotations
+
+import click
+
+from weightd.cli.daemon import connect, status_fields
+from weightd.cli.progress import emit
+from weightd.cli.text import columns, duration
+from weightd.client.types import TierInfo
+from weightd.core.budget import human
+
+
+@click.command("status", short_help="Show what the daemon holds and what room is left.")
+@click.option("--json", "as_json", is_flag=True, help="One object.")
+@click.pass_obj
+def command(socket: str | None, as_json: bool) -> None:
+    """Show the daemon: its state, budgets, leases and transfers."""
+    with connect(socket) as client:
+        status, path = client.status(), str(client.socket)
+    if as_json:
+        emit({"type": "status", **status_fields(status, path)})
+        return
+    click.echo(f"weightd {status.version}, {status.state.value}, process {status.pid}, up {duration(status.uptime)}")
+    click.echo(f"socket {path}, state in {status.state_directory}")
+    click.echo(f"{status.models} models, {status.leases} leases, {status.transfers} transfers")
+    click.echo()
+    rows = [_row("shm", status.shm), _row("nvme", status.nvme)]
+    columns(("TIER", "BUDGET", "RESIDENT", "RESERVED", "FREE ON HOST"), rows, right=(1, 2, 3, 4))
+    if status.shm.resident:
+        click.echo(f"\n{human(status.shm_huge_bytes)} of shm in huge pages")
+
+
+def _row(name: str, tier: TierInfo) -> tuple[str, ...]:
+    return (name, human(tier.budget), human(tier.resident), human(tier.reserved), human(tier.free))

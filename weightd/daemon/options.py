@@ -1,0 +1,25 @@
+"""From the configuration to what the engine takes; for the daemon and for `fetch --to`, which has none."""
+
+from __future__ import annotations
+
+from weightd.daemon.config import Config
+from weightd.engine.transfer import TransferOptions
+from weightd.sources.connection import HttpOptions
+from weightd.sources.registry import SourceOptions, Sources
+
+
+def make_sources(config: Config) -> Sources:
+    """With the configured models. The caller closes it."""
+    http = HttpOptions(read_timeout=config.fetch.stall_timeout_s)
+    return Sources(SourceOptions(http=http, models=config.models))
+
+
+def transfer_options(config: Config) -> TransferOptions:
+    """Of one transfer."""
+    return TransferOptions(
+        part_size=config.fetch.part_size,
+        receivers=config.fetch.receivers,
+        hashers=config.fetch.hash_threads,
+        writers=config.fetch.write_threads,
+        attempts=config.fetch.retries + 1,
+    )
