@@ -17,7 +17,6 @@ from demo import report
 from demo.processes import Child, Children, DemoError, Interrupted, Signals
 from demo.snapshot import WEIGHTS, find_model
 from weightd.daemon.build import owner_of
-from weightd.daemon.config import load_config
 from weightd.storage.segments import PREFIX
 
 CONFIG = """\
@@ -29,6 +28,8 @@ state_dir = "{home}/state"
 
 def main() -> int:
     console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=100)
     signals = Signals()
     signals.install()
     home = Path(tempfile.mkdtemp(prefix="weightd-demo-", dir="/tmp"))
@@ -48,7 +49,7 @@ def main() -> int:
     finally:
         # Only the first signal is raised, and here it was: nothing interrupts this.
         children.stop()
-        left = leftovers(home)
+        left = leftovers(home / "state")
         shutil.rmtree(home, ignore_errors=True)
     if left:
         console.print(f"[bold red]Left behind in shared memory, removed now:[/] {', '.join(left)}")
@@ -99,7 +100,7 @@ def fetch(play: p.Play, origin: Child) -> None:
     play.console.print(f"(the origin is held to {p.RATE / 1e6:.0f} MB/s, so that there is a bar to see)")
     play.fetch()
     sent = play.origin_stats(origin)
-    play.console.print(f"The origin sent {report.mib(sent)} of the weights' {report.mib(play.size)} and small files.")
+    play.console.print(f"The origin sent {report.mib(sent)}: the weights once, and the small files beside them.")
 
 
 def share(play: p.Play) -> tuple[p.Way, float]:
@@ -110,11 +111,11 @@ def share(play: p.Play) -> tuple[p.Way, float]:
     again = statistics.median(a["median"] for a in play.all("again", ref=play.url))
     within, across = p.likeness(shared.vectors)
     say(report.workers(shared, [w.pid for w in play.workers], within))
-    say(f"Sentences of different pairs are at most {across:.2f} alike, as a real model would have it.")
+    say(f"Sentences of different workers are at most {across:.2f} alike: the numbers mean something.")
     copies = p.check_one_copy(shared, play.segment_bytes)
     say(
-        f"Memory: the four workers' PSS of the model adds up to {report.mib(shared.weights)} for"
-        f" {report.mib(play.segment_bytes)}: {copies:.2f} copies."
+        f"The four workers' memory of the model adds up to {report.mib(shared.weights)} (PSS);"
+        f" the file has {report.mib(play.size)}: [bold]{copies:.2f} copies[/]."
     )
     return shared, again
 
@@ -150,13 +151,9 @@ def step(play: p.Play, number: int, text: str) -> None:
     play.console.print(f"\n[bold cyan]{number}[/]  [bold]{text}[/]", soft_wrap=True)
 
 
-def leftovers(home: Path) -> list[str]:
+def leftovers(state: Path) -> list[str]:
     """Segments of our daemon, which are named by its state directory, that it did not remove. They are removed."""
-    config = home / "weightd.toml"
-    if not config.exists():
-        return []
-    owner = owner_of(load_config(config, env={}, uid=os.geteuid()))
-    found = list(Path(p.SHM).glob(f"{PREFIX}-{owner}-*"))
+    found = list(Path(p.SHM).glob(f"{PREFIX}-{owner_of(state)}-*"))
     for path in found:
         path.unlink(missing_ok=True)
     return [path.name for path in found]

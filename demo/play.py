@@ -38,6 +38,7 @@ class Way(NamedTuple):
     growth: int
     vectors: list[list[list[float]]]
     totals: list[float]
+    verification: str
 
 
 class Play:
@@ -110,6 +111,7 @@ class Play:
             growth=sum(a.pss - b.pss for a, b in zip(after, before, strict=True)),
             vectors=[a["vectors"] for a in answers],
             totals=[a["total"] for a in answers],
+            verification=answers[0].get("verification", "none"),
         )
 
     def _same_segments(self, maps: list[list[memory.Mapping]]) -> set[str]:

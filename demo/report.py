@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from demo.play import Way
 from demo.snapshot import SENTENCES
@@ -36,36 +37,33 @@ def workers(way: Way, pids: list[int], within: list[float]) -> Table:
 
 def ways(shared: Way, mapped: Way, read: Way, again: float, size: int) -> Table:
     """weightd beside two usual ways."""
-    table = _table("The same model in four processes at once", "", "weightd", "from_pretrained", "read()")
-
-    def row(label: str, *cells: str) -> None:
-        table.add_row(label, *cells)
-
+    table = _table("Four processes at once", "", "weightd", "from_pretrained", "read into memory")
     all_ways = (shared, mapped, read)
-    row("acquire, first time (slowest worker)", ms(max(shared.acquire)), "–", "–")
-    row("acquire again (median)", ms(again), "–", "–")
-    row("until the model is built (slowest)", *(ms(w.load) for w in all_ways))
-    row("until its first embedding (slowest)", *(ms(w.first) for w in all_ways))
-    row("memory for weights, all four", *(mib(w) for w in (shared.weights, mapped.weights, read.private)))
-    row("  in copies of the file", *(f"{w / size:.2f}" for w in (shared.weights, mapped.weights, read.private)))
-    row("growth of private memory, all four", *(mib(w.private) for w in all_ways))
-    row("growth of PSS, all four", *(mib(w.growth) for w in all_ways))
-    row("checked on the way", "sha256", "no", "no")
+    weights = (shared.weights, mapped.weights, read.private)
+    table.add_row("acquire, first time (slowest)", ms(max(shared.acquire)), "–", "–")
+    table.add_row("acquire again (median)", ms(again), "–", "–")
+    table.add_row("until the model is built (slowest)", *(ms(w.load) for w in all_ways))
+    table.add_row("until its first embedding (slowest)", *(ms(w.first) for w in all_ways), end_section=True)
+    table.add_row("memory of the weights, all four", *(mib(w) for w in weights))
+    table.add_row("  in copies of the file", *(f"{w / size:.2f}" for w in weights))
+    table.add_row("private memory gained, all four", *(mib(w.private) for w in all_ways), end_section=True)
+    table.add_row("bytes checked when they came", CHECKED[shared.verification], "no", "no")
     return table
 
 
+CHECKED = {"size": "parts, size", "crc": "parts, CRC", "sha256": "parts, SHA-256"}
 ATTACKS = {
     "numpy": "lease[name].fill(0)",
     "flag": "lease[name].setflags(write=True)",
     "kernel": "read(2) of zeros into the mapping",
     "rights": "mprotect(2) to make it writable",
 }
-NOTE = """\
-Measured from /proc/<pid>/smaps while all four hold the model and have read every weight of it; times
-are wall time with the file in the page cache, which favours the usual ways. from_pretrained maps a
-local file on a CPU, so the kernel's page cache is shared there too, for as long as the file is
-complete on local disk, unchanged in dtype and not evicted. read() stands for all that cannot map:
-pickles, other dtypes, network mounts, loaders that copy."""
+NOTE = (
+    "Measured from /proc/<pid>/smaps (PSS) while all four hold the model and have read every weight of it; times are"
+    " wall time with the file in the page cache, which favours the usual ways. from_pretrained maps a local file on a"
+    " CPU, so its pages are shared too: as long as the whole file is on local disk, keeps its dtype and is not evicted."
+    " 'read into memory' stands for what cannot map: pickles, other dtypes, network mounts, loaders that copy."
+)
 
 
 def attacks(result: dict[str, str]) -> Table:
@@ -74,5 +72,5 @@ def attacks(result: dict[str, str]) -> Table:
     table.title = None
     table.columns[1].justify = "left"
     for name, attempt in ATTACKS.items():
-        table.add_row(attempt, result[name])
+        table.add_row(Text(attempt), Text(result[name]))
     return table

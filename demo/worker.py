@@ -22,7 +22,7 @@ import torch
 from transformers import AutoModel
 from transformers.utils import logging as transformers_logging
 
-from demo.model import build, embed, tokenizer
+from demo.model import build, embed, tokenizer, warm_up
 from demo.snapshot import WEIGHTS
 from weightd import Client
 from weightd.core.errors import WeightdError
@@ -46,7 +46,8 @@ class Worker:
         self.lease = self.client.acquire(ref)
         acquired = time.perf_counter()
         self.model = build(self.lease.state_dict(), Path(self.lease.path))
-        return self._use(begin, acquired, Path(self.lease.path), sentences)
+        used = self._use(begin, acquired, Path(self.lease.path), sentences)
+        return {**used, "verification": self.lease.verification.name.lower()}
 
     def mapped(self, ref: str, directory: str, sentences: list[str]) -> dict[str, Any]:
         """The usual way: transformers, which maps a local safetensors file."""
@@ -85,7 +86,7 @@ class Worker:
             begin = time.perf_counter()
             lease = self.client.acquire(ref)
             times.append(time.perf_counter() - begin)
-            lease.close()
+            lease.release()
         return {"median": statistics.median(times)}
 
     def sums(self) -> dict[str, Any]:
@@ -113,7 +114,7 @@ class Worker:
         self.model = None
         self.private = {}
         if self.lease is not None:
-            self.lease.close()
+            self.lease.release()
             self.lease = None
         return {}
 
@@ -121,15 +122,17 @@ class Worker:
 def _stopped(act: Any) -> str:
     try:
         act()
-    except (ValueError, OSError) as e:
-        return f"{type(e).__name__}: {e}"
+    except ValueError as e:
+        return f"ValueError: {e}"
+    except OSError as e:
+        return f"{errno.errorcode[e.errno or 0]}: {e.strerror}"
     return ""
 
 
 def _checked(result: int) -> None:
     if result == -1:
         number = ctypes.get_errno()
-        raise OSError(number, f"{errno.errorcode[number]}, {os.strerror(number)}")
+        raise OSError(number, os.strerror(number))
 
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -157,7 +160,8 @@ _ANSWERS, sys.stdout = sys.stdout, sys.stderr
 
 def main() -> None:
     torch.set_num_threads(1)
-    transformers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    warm_up()
     worker = Worker()
     _say({"ready": time.time() - _started()})
     for line in sys.stdin:
