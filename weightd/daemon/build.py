@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from weightd.daemon import budgets
 from weightd.daemon.config import Config
@@ -33,7 +35,7 @@ def build(config: Config) -> Parts:
 
     Blocks for as long as it takes to count the blobs on disk: the loop serves nobody then.
     """
-    owner = owner_of(config)
+    owner = owner_of(config.state_dir)
     segments = PosixSegmentStore(owner, group=config.socket_gid)
     blobs = DirectoryBlobStore(config.state_dir)
     engine = Engine(
@@ -65,6 +67,6 @@ def build(config: Config) -> Parts:
     return Parts(engine, segments, listen)
 
 
-def owner_of(config: Config) -> str:
+def owner_of(state_dir: Path) -> str:
     """In the names of segments: tells daemons apart, the same after every start on one state directory."""
-    return hashlib.sha256(str(config.state_dir.resolve()).encode()).hexdigest()[:10]
+    return hashlib.sha256(os.fsencode(state_dir.resolve())).hexdigest()[:10]

@@ -12,24 +12,27 @@ from pathlib import Path
 from typing import Final
 
 from weightd.core.errors import AccessDenied, AlreadyRunning, PathInTheWay
+from weightd.storage.direct import disk_errors
 
 NAME: Final = "lock"
 _LIMIT: Final = 4096
 
 
 def make_state_dir(path: Path, gid: int | None = None) -> None:
-    """The state directory with its parents, mode 0750, readable by `gid`. Raises AccessDenied or PathInTheWay."""
+    """The state directory with its parents, mode 0750, for `gid`. Raises AccessDenied, PathInTheWay, DiskFull."""
     try:
-        if not path.is_dir():
-            path.mkdir(mode=0o750, parents=True, exist_ok=True)
-            if gid is not None:
-                os.chown(path, -1, gid)
-    except (FileExistsError, NotADirectoryError):
+        with disk_errors(path.parent):
+            if not path.is_dir():
+                path.mkdir(mode=0o750, parents=True, exist_ok=True)
+                if gid is not None:
+                    os.chown(path, -1, gid)
+    except OSError as e:
+        if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise _denied(path) from None
         raise PathInTheWay(
-            f"{path} is not a directory", remedy="Move what stands there away, or set daemon.state_dir."
+            f"the state directory {path} cannot be made: {e.strerror}",
+            remedy="Move what stands there away, or set daemon.state_dir (--state-dir).",
         ) from None
-    except PermissionError:
-        raise _denied(path) from None
     if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
         raise _denied(path)
 
@@ -53,7 +56,7 @@ class StateLock:
         self._fd = -1
 
     def acquire(self, socket: Path) -> None:
-        """Raises AlreadyRunning that names the holder, PathInTheWay for anything but a plain file."""
+        """Raises AlreadyRunning that names the holder, PathInTheWay for anything but a plain file, DiskFull."""
         fd = _open(self.path)
         try:
             try:
@@ -61,8 +64,9 @@ class StateLock:
             except BlockingIOError:
                 raise _held(self.path, fd) from None
             note = {"pid": os.getpid(), "started": time.time(), "socket": str(socket)}
-            os.ftruncate(fd, 0)
-            os.pwrite(fd, json.dumps(note).encode() + b"\n", 0)
+            with disk_errors(self.path.parent):
+                os.ftruncate(fd, 0)
+                os.pwrite(fd, json.dumps(note).encode() + b"\n", 0)
         except BaseException:
             os.close(fd)
             raise

@@ -1,0 +1,204 @@
+"""Configuration: every fault names its key and line."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from weightd.core.errors import ConfigError
+from weightd.daemon.config import Config, Overrides, load_config
+from weightd.daemon.sizes import BudgetSpec, parse_budget, parse_size
+from weightd.daemon.toml import line_of
+
+EXAMPLE = Path(__file__).parents[2] / "config.example.toml"
+
+
+def read(tmp_path: Path, text: str, overrides: Overrides | None = None) -> Config:
+    file = tmp_path / "config.toml"
+    file.write_text(text)
+    return load_config(file, env={}, uid=0, overrides=overrides)
+
+
+FAULTS = {
+    "unknown section": ("[daemon]\n[shmm]\n", "line 2: shmm: unknown key"),
+    "unknown key": ('[shm]\nbudget = "auto"\nbudgets = 1\n', "line 3: shm.budgets: unknown key"),
+    "unknown key in models": ('[models.a]\nsource = "https://h/f"\nurl = 1\n', "line 3: models.a.url: unknown key"),
+    "wrong type": ('[fetch]\n\nreceivers = "four"\n', "line 3: fetch.receivers: Expected int, got str"),
+    "float for int": ("[fetch]\nretries = 1.5\n", "line 2: fetch.retries: Expected int, got float"),
+    "section is no table": ('shm = "auto"\n', "line 1: shm: must be a table"),
+    "dotted key": ("fetch.retries = true\n", "line 1: fetch.retries: Expected int, got bool"),
+    "size without sense": ('[shm]\nbudget = "lots"\n', "line 2: shm.budget: 'lots' is not a size"),
+    "unit without sense": ('[nvme]\nbudget = "4 QiB"\n', "line 2: nvme.budget: '4 QiB' is not a size"),
+    "zero": ("[nvme]\nbudget = 0\n", "line 2: nvme.budget: 0 is out of range"),
+    "over 100 %": ('[shm]\nbudget = "101%"\n', "line 2: shm.budget: '101%' is out of range"),
+    "part not aligned": ("[fetch]\npart_size = 1048577\n", "line 2: fetch.part_size: 1048577: a part is"),
+    "part too small": ('[fetch]\npart_size = "4KiB"\n', "line 2: fetch.part_size: '4KiB': a part is"),
+    "no receivers": ("[fetch]\nreceivers = 0\n", "line 2: fetch.receivers: 0 is out of range"),
+    "stall": ("[fetch]\nstall_timeout_s = -1\n", "line 2: fetch.stall_timeout_s: -1 is out of range"),
+    "not a number": ("[fetch]\nstall_timeout_s = nan\n", "line 2: fetch.stall_timeout_s: nan is out of range"),
+    "log level": ('[daemon]\nlog_level = "loud"\n', "line 2: daemon.log_level: Invalid enum value 'loud'"),
+    "mode": ('[daemon]\nsocket_mode = "rw"\n', "line 2: daemon.socket_mode: 'rw' is not a mode"),
+    "group": ('[daemon]\nsocket_group = "no-such-group"\n', "line 2: daemon.socket_group: there is no group"),
+    "not TOML": ("[shm\n", "is not valid TOML"),
+    "twice": ("[shm]\n[shm]\n", "is not valid TOML"),
+    "model without source": ("[models.a]\nfiles = []\n", "line 1: models.a: Object missing required field source"),
+    "model climbs": ('[models.a]\nsource = "https://h/d/"\nfiles = ["../x"]\n', "line 1: model 'a': a file name"),
+    "model digest": ('[models.a]\nsource = "https://h/f"\nsha256 = "12"\n', "line 1: model 'a': not a SHA-256"),
+    "models.json missing": ('models = "none.json"\n', "line 1: models: "),
+    "models wrong": ("models = 3\n", "line 1: models: must be the path"),
+}
+
+
+@pytest.mark.parametrize("case", FAULTS)
+def test_a_fault_names_its_key_and_line(tmp_path: Path, case: str) -> None:
+    text, expected = FAULTS[case]
+    with pytest.raises(ConfigError) as e:
+        read(tmp_path, text)
+    assert expected in str(e.value)
+    assert str(tmp_path / "config.toml") in e.value.message
+    assert e.value.exit_code == 3
+
+
+def test_a_missing_or_unreadable_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read: No such file"):
+        load_config(tmp_path / "none.toml", env={}, uid=0)
+    (tmp_path / "latin.toml").write_bytes(b'[daemon]\nsocket = "\xe9"\n')
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        load_config(tmp_path / "latin.toml", env={}, uid=0)
+
+
+def test_a_fault_of_the_command_line_names_no_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"command line: shm.budget: 'much' is not a size"):
+        read(tmp_path, '[shm]\nbudget = "auto"\n', Overrides(shm_budget="much"))
+
+
+def test_the_example_holds_the_defaults() -> None:
+    example = load_config(EXAMPLE, env={}, uid=0)
+    assert msgspec.structs.replace(example, file=None) == load_config(None, env={"HOME": "/"}, uid=0)
+
+
+def test_the_example_names_every_key() -> None:
+    from weightd.daemon import config
+
+    text = EXAMPLE.read_text()
+    for section in (config.DaemonSection, config.TierSection, config.FetchSection):
+        for field in msgspec.structs.fields(section):
+            assert f"{field.name} = " in text
+
+
+def test_values_are_resolved(tmp_path: Path) -> None:
+    config = read(
+        tmp_path,
+        """
+        [daemon]
+        socket = "run/w.sock"
+        socket_group = "0"
+        socket_mode = "0600"
+        [shm]
+        budget = "40GiB"
+        [nvme]
+        budget = "12.5%"
+        [fetch]
+        part_size = "1MiB"
+        [models.tiny]
+        source = "https://h/d/"
+        files = ["a", { path = "b", size = 3 }]
+        """,
+    )
+    assert config.socket == tmp_path / "run/w.sock"
+    assert (config.socket_gid, config.socket_mode) == (0, 0o600)
+    assert config.shm_budget == BudgetSpec(size=40 << 30)
+    assert config.nvme_budget == BudgetSpec(percent=12.5)
+    assert config.fetch.part_size == 1 << 20
+    assert [f.path for f in config.models["tiny"].named_files()] == ["a", "b"]
+
+
+def test_models_from_a_file(tmp_path: Path) -> None:
+    (tmp_path / "models.json").write_text(json.dumps({"models": {"tiny": {"source": "file:///m/"}}}))
+    assert read(tmp_path, 'models = "models.json"\n').models["tiny"].source == "file:///m/"
+    (tmp_path / "models.json").write_text(json.dumps({"models": {"tiny": {"sauce": ""}}}))
+    with pytest.raises(ConfigError, match=r"models.json: .*unknown field `sauce`"):
+        read(tmp_path, 'models = "models.json"\n')
+
+
+def test_the_command_line_goes_first(tmp_path: Path) -> None:
+    given = Overrides(socket="/s", state_dir="/d", log_format="json", shm_budget="1GB", nvme_budget="50%")
+    config = read(tmp_path, '[daemon]\nsocket = "/t"\nlog_level = "debug"\n[shm]\nbudget = 5\n', given)
+    assert (config.socket, config.state_dir) == (Path("/s"), Path("/d"))
+    assert (config.log_level, config.log_format) == ("debug", "json")
+    assert (config.shm_budget.size, config.nvme_budget.percent) == (10**9, 50.0)
+
+
+@pytest.mark.parametrize(
+    ("env", "uid", "state", "socket"),
+    [
+        ({}, 0, "/var/lib/weightd", "/run/weightd/weightd.sock"),
+        ({"HOME": "/h"}, 1000, "/h/.local/state/weightd", "/tmp/weightd-1000/weightd.sock"),
+        (
+            {"HOME": "/h", "XDG_STATE_HOME": "/x", "XDG_RUNTIME_DIR": "/r"},
+            1000,
+            "/x/weightd",
+            "/r/weightd/weightd.sock",
+        ),
+        ({"STATE_DIRECTORY": "/s", "RUNTIME_DIRECTORY": "/run/w"}, 1000, "/s", "/run/w/weightd.sock"),
+        ({"HOME": "/h", "WEIGHTD_SOCKET": "/w.sock"}, 1000, "/h/.local/state/weightd", "/w.sock"),
+    ],
+)
+def test_default_places(
+    monkeypatch: pytest.MonkeyPatch, env: dict[str, str], uid: int, state: str, socket: str
+) -> None:
+    monkeypatch.setenv("HOME", env.get("HOME", "/nowhere"))
+    config = load_config(None, env=env, uid=uid)
+    assert (str(config.state_dir), str(config.socket)) == (state, socket)
+
+
+def test_where_a_configuration_is_looked_for(tmp_path: Path) -> None:
+    for place, key in (("conf", "CONFIGURATION_DIRECTORY"), ("xdg", "XDG_CONFIG_HOME")):
+        file = tmp_path / place / ("config.toml" if place == "conf" else "weightd/config.toml")
+        file.parent.mkdir(parents=True)
+        file.write_text("[fetch]\nretries = 9\n")
+        assert load_config(None, env={key: str(tmp_path / place)}, uid=1000).file == file
+    with pytest.raises(ConfigError):
+        load_config(None, env={"WEIGHTD_CONFIG": str(tmp_path / "none")}, uid=1000)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("16MiB", 16 << 20), ("1GB", 10**9), ("1.5 gib", 3 << 29), ("42", 42), (42, 42), ("7 B", 7), ("2TiB", 2 << 40)],
+)
+def test_sizes(text: str | int, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "MiB", "-1", "1 MiB MiB", "0", "1e9", -5, 1 << 60, "0x10", "١MiB MB"])
+def test_sizes_that_are_none(text: str | int) -> None:
+    with pytest.raises(ValueError):
+        parse_size(text)
+
+
+def test_budgets_are_shown_as_written() -> None:
+    assert [str(parse_budget(b)) for b in ("auto", "80%", "1KiB")] == ["auto", "80%", "1024"]
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "line"),
+    [
+        ("a = 1\n[b]\nc = 2\n", ("b", "c"), 3),
+        ('[models."x/y"]\nsource = 1\n', ("models", "x/y", "source"), 2),
+        ("[a.b]\n", ("a",), 1),
+        ("[a]\nb = {c = 1}\n", ("a", "b", "c"), 2),
+        ("[a] # note\n'b' = 1\n", ("a", "b"), 2),
+        ("x = 1\n", ("y",), None),
+    ],
+)
+def test_lines(text: str, path: tuple[str, ...], line: int | None) -> None:
+    assert line_of(text, path) == line
+
+
+def test_a_directory_as_configuration(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="Is a directory"):
+        load_config(tmp_path, env=os.environ, uid=0)

@@ -1,0 +1,61 @@
+"""One line per event, no secrets."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+
+import pytest
+
+from weightd.daemon.limits import watch_lag
+from weightd.daemon.logs import logging_to_stderr
+
+SECRET = "https://user:hunter2@host/path?X-Amz-Signature=abcdef&part=1"
+
+
+@pytest.mark.parametrize("format", ["text", "json"])
+def test_a_line_per_event_without_secrets(capfd: pytest.CaptureFixture[str], format: str) -> None:
+    with logging_to_stderr("info", format):
+        logging.getLogger("weightd.x").info("got %s\nand more", SECRET)
+        logging.getLogger("weightd.x").debug("unseen")
+        try:
+            raise ValueError(SECRET)
+        except ValueError:
+            logging.getLogger("weightd.x").exception("failed")
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 2
+    for line in lines:
+        assert "hunter2" not in line
+        assert "abcdef" not in line
+        assert "https://host/path?X-Amz-Signature=" in line
+    assert "ValueError" in lines[1]
+    if format == "json":
+        event = json.loads(lines[0])
+        assert (event["level"], event["logger"]) == ("info", "weightd.x")
+        assert event["time"].endswith("Z")
+
+
+def test_the_root_logger_is_left_as_it_was(capfd: pytest.CaptureFixture[str]) -> None:
+    before = (logging.root.level, list(logging.root.handlers))
+    with logging_to_stderr("debug", "text"):
+        pass
+    assert (logging.root.level, list(logging.root.handlers)) == before
+
+
+async def test_a_blocked_loop_is_noticed() -> None:
+    noticed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    handler = logging.Handler()
+    handler.emit = lambda record: noticed.done() or noticed.set_result(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("weightd.daemon")
+    logger.addHandler(handler)
+    task = asyncio.create_task(watch_lag(period=0.01))
+    try:
+        await asyncio.sleep(0)
+        time.sleep(0.3)  # noqa: ASYNC251 - what the monitor is to notice
+        assert (await noticed).startswith("the event loop was held up for")
+    finally:
+        logger.removeHandler(handler)
+        task.cancel()
+        await asyncio.wait([task])
