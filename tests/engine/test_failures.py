@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 
 import pytest
-from rig import PART, REF, Origin, Served, one, pattern, running, safetensors, sha256
 
+from tests.engine.rig import PART, REF, Origin, Served, one, pattern, running, safetensors, sha256
 from weightd.core.errors import (
     BudgetExceeded,
     DigestMismatch,

@@ -8,8 +8,8 @@ from contextlib import aclosing
 from pathlib import Path
 
 import pytest
-from rig import PART, REF, SECONDS, Origin, Served, one, pattern, running, safetensors, sha256
 
+from tests.engine.rig import PART, REF, SECONDS, Origin, Served, one, pattern, running, safetensors, sha256
 from weightd.core.errors import SourceUnavailable
 from weightd.core.lifecycle import Residency
 from weightd.core.verification import Verification

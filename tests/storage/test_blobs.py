@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 import pytest
-from suites import BlobStoreSuite, aligned, pattern, sha256
 
+from tests.storage.suites import BlobStoreSuite, aligned, pattern, sha256
 from weightd.core.digest import Digest
 from weightd.core.errors import Corruption, PathInTheWay
 from weightd.storage.blobs import DirectoryBlobStore

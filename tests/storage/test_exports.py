@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from suites import IMPOSSIBLE, aligned, pattern
 
+from tests.storage.suites import IMPOSSIBLE, aligned, pattern
 from weightd.core.errors import DiskFull, ManifestError, PathInTheWay
 from weightd.storage.exports import ExportDirectory
 

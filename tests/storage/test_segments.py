@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from suites import SegmentStoreSuite
 
+from tests.storage.suites import SegmentStoreSuite
 from weightd.core.errors import Unavailable
 from weightd.storage import pages
 from weightd.storage.memory import MemoryObject, MemorySegment, MemorySegmentStore

@@ -1,0 +1,43 @@
+"""Parts cover a file once, in order, aligned."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from weightd.core.parts import ALIGN, DEFAULT_PART, plan_parts
+
+
+@given(st.integers(0, 200 * ALIGN), st.integers(1, 40))
+def test_cover_the_file_once(size: int, pages: int) -> None:
+    part_size = pages * ALIGN
+    parts = plan_parts(size, part_size)
+    reached = 0
+    for index, part in enumerate(parts):
+        assert (part.index, part.offset) == (index, reached)
+        assert 0 < part.length <= part_size
+        assert part.offset % ALIGN == 0
+        reached += part.length
+    assert reached == size
+    assert all(p.length == part_size for p in parts[:-1])
+
+
+@pytest.mark.parametrize(
+    ("size", "lengths"),
+    [
+        (0, []),
+        (1, [1]),
+        (DEFAULT_PART - 1, [DEFAULT_PART - 1]),
+        (DEFAULT_PART, [DEFAULT_PART]),
+        (DEFAULT_PART + 1, [DEFAULT_PART, 1]),
+    ],
+)
+def test_edges(size: int, lengths: list[int]) -> None:
+    assert [p.length for p in plan_parts(size)] == lengths
+
+
+@pytest.mark.parametrize("part_size", [0, -ALIGN, 1, ALIGN + 1])
+def test_unaligned_part_sizes_are_refused(part_size: int) -> None:
+    with pytest.raises(ValueError):
+        plan_parts(10, part_size)

@@ -1,0 +1,35 @@
+"""A really full disk and a really full /dev/shm, on small file systems in a mount namespace of their own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.engine.full import CASES
+
+
+def namespaces() -> str:
+    """Why mounts cannot be made here, or ""."""
+    probe = subprocess.run(
+        ["unshare", "--mount", "mount", "-t", "tmpfs", "tmpfs", "/dev/shm"], capture_output=True, text=True
+    )
+    return probe.stderr.strip() if probe.returncode else ""
+
+
+REASON = namespaces()
+
+
+@pytest.mark.skipif(bool(REASON), reason=f"needs root to mount small file systems: {REASON}")
+@pytest.mark.parametrize("case", CASES)
+def test_full(case: str, tmp_path: Path) -> None:
+    run = subprocess.run(
+        ["unshare", "--mount", sys.executable, "-W", "error", "-m", "tests.engine.full", case, tmp_path],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (run.returncode, run.stdout, run.stderr) == (0, "ok\n", "")
