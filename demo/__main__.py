@@ -90,7 +90,8 @@ def start(play: p.Play) -> Child:
     daemon = play.start_daemon(play.home / "weightd.toml", play.home / "weightd.sock")
     say(f"origin   pid {origin.pid}, {play.url}, all-MiniLM-L6-v2, {report.mib(play.size)} of weights")
     say(f"daemon   pid {daemon.pid}, ready")
-    imports = play.workers_ready()
+    with play.console.status("the workers import torch and transformers"):
+        imports = play.workers_ready()
     say(f"workers  pids {', '.join(str(w.pid) for w in play.workers)}; importing torch took them {imports:.1f} s")
     return origin
 

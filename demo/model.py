@@ -28,8 +28,9 @@ def build(tensors: Mapping[str, torch.Tensor], directory: Path) -> Any:
     return model.eval()
 
 
-def warm_up() -> None:
+def warm_up(directory: Path) -> None:
     """What libraries allocate at their first use, done now, so that it is not counted as the model's."""
+    tokenizer(directory)
     config = BertConfig(hidden_size=384, num_hidden_layers=1, intermediate_size=1536, vocab_size=64)
     model: Any = BertModel(config)
     with torch.inference_mode():

@@ -18,8 +18,8 @@ def ms(seconds: float) -> str:
     return f"{seconds * 1000:,.1f} ms"
 
 
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+def _table(*columns: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for n, column in enumerate(columns):
         table.add_column(column, justify="left" if n == 0 else "right", overflow="fold")
     return table
@@ -27,7 +27,7 @@ def _table(title: str, *columns: str) -> Table:
 
 def workers(way: Way, pids: list[int], within: list[float]) -> Table:
     """One row a worker."""
-    table = _table("Four workers, one model", "worker", "pid", "acquire", "its two sentences", "cosine")
+    table = _table("worker", "pid", "acquire", "its two sentences", "cosine")
     table.columns[3].justify = "left"
     for number, pair in enumerate(SENTENCES):
         text = f"{pair[0]}\n{pair[1]}"
@@ -37,7 +37,7 @@ def workers(way: Way, pids: list[int], within: list[float]) -> Table:
 
 def ways(shared: Way, mapped: Way, read: Way, again: float, size: int) -> Table:
     """weightd beside two usual ways."""
-    table = _table("Four processes at once", "", "weightd", "from_pretrained", "read into memory")
+    table = _table("four processes at once", "weightd", "from_pretrained", "read into memory")
     all_ways = (shared, mapped, read)
     weights = (shared.weights, mapped.weights, read.private)
     table.add_row("acquire, first time (slowest)", ms(max(shared.acquire)), "–", "–")
@@ -68,8 +68,7 @@ NOTE = (
 
 def attacks(result: dict[str, str]) -> Table:
     """What stopped each write."""
-    table = _table("", "attempt", "stopped by")
-    table.title = None
+    table = _table("attempt", "stopped by")
     table.columns[1].justify = "left"
     for name, attempt in ATTACKS.items():
         table.add_row(Text(attempt), Text(result[name]))

@@ -23,7 +23,7 @@ from transformers import AutoModel
 from transformers.utils import logging as transformers_logging
 
 from demo.model import build, embed, tokenizer, warm_up
-from demo.snapshot import WEIGHTS
+from demo.snapshot import WEIGHTS, find_model
 from weightd import Client
 from weightd.core.errors import WeightdError
 
@@ -161,7 +161,7 @@ _ANSWERS, sys.stdout = sys.stdout, sys.stderr
 def main() -> None:
     torch.set_num_threads(1)
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    warm_up()
+    warm_up(find_model())
     worker = Worker()
     _say({"ready": time.time() - _started()})
     for line in sys.stdin:
