@@ -76,16 +76,26 @@ def run(arguments: list[str]) -> int:
     """Returns the exit code. Foreseeable faults are one line on stderr, and with --json an object on stdout."""
     as_json = "--json" in arguments
     try:
-        code = cli.main(arguments, prog_name="weightd", standalone_mode=False)
+        # Not cli.main(): it turns a closed pipe into exit code 1.
+        with cli.make_context("weightd", arguments) as ctx:
+            code = cli.invoke(ctx)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
+    except click.exceptions.Exit as e:
+        return e.exit_code
+    except click.exceptions.NoArgsIsHelpError as e:
+        click.echo(e.format_message(), err=True)
+        return 2
     except click.UsageError as e:
         if e.ctx is not None:
             click.echo(e.ctx.get_usage(), err=True)
         return _fail(as_json, "UsageError", e.format_message(), 2)
     except click.ClickException as e:
         return _fail(as_json, "UsageError", e.format_message(), 2)
-    except (click.Abort, KeyboardInterrupt):
+    except KeyboardInterrupt:
+        if sys.stderr.isatty():
+            # The terminal has shown ^C on this line.
+            click.echo(err=True)
         return _fail(as_json, "Interrupted", "interrupted", 130)
     except Terminated:
         return _fail(as_json, "Terminated", "ended by SIGTERM", 143)
