@@ -35,7 +35,7 @@ FILES = {
     "copy.bin": DATA,
     "empty": b"",
 }
-HERE = Path(__file__).parents[2]
+HERE = str(Path(__file__).parents[2])
 OPTIONS = TransferOptions(part_size=PART)
 
 
@@ -165,7 +165,7 @@ async def test_an_unwritable_directory(tmp_path: Path) -> None:
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-c",
-        code.format(here=str(Path(__file__).parents[2]), out=str(tmp_path)),
+        code.format(here=HERE, out=str(tmp_path)),
         stdout=subprocess.PIPE,
     )
     output, _ = await process.communicate()
