@@ -24,6 +24,7 @@ from weightd.core.errors import ModelNotFound, WeightdError
 from weightd.core.lifecycle import DaemonState, Residency
 from weightd.core.manifest import FileSpec, Manifest, make_manifest
 from weightd.core.progress import FileProgress, Phase, Progress
+from weightd.core.refs import parse_ref
 from weightd.core.verification import Verification
 from weightd.engine.api import EngineStatus, Event, EventKind, FileState, Lease, ModelState, Tier, TierStatus
 from weightd.rpc.server import make_server
@@ -91,16 +92,16 @@ class FakeEngine:
         self.leases: dict[str, int] = {}
         self.asked: list[tuple[str, Digest | None, Tier]] = []
         self.closed_iterators = 0
+        self.waiting = 0
         self.on_lease: Callable[[str, int], None] = lambda ref, count: None
         self._models: dict[str, ModelState] = {}
         self._segments: list[str] = []
         self._watchers: list[asyncio.Queue[Event]] = []
-        self._change = asyncio.Condition()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._waiters: list[tuple[str, int, asyncio.Future[None]]] = []
 
     def add(self, ref: str, files: dict[str, bytes], revision: str = "0123456789abcdef") -> ModelState:
         """A model that is resident; a file of 0 bytes has no segment."""
-        directory = self.directory / ref.replace("/", "-")
+        directory = self.directory / parse_ref(ref).key
         directory.mkdir(parents=True, exist_ok=True)
         states = []
         for path, data in files.items():
@@ -137,17 +138,16 @@ class FakeEngine:
         self.leases[ref] += by
         self.emit(Event(kind, ref, self._models[ref].revision, 2.5))
         self.on_lease(ref, self.leases[ref])
-        task = asyncio.get_running_loop().create_task(self._tell())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _tell(self) -> None:
-        async with self._change:
-            self._change.notify_all()
+        for waiting, count, future in self._waiters:
+            if waiting == ref and count == self.leases[ref] and not future.done():
+                future.set_result(None)
 
     async def wait_leases(self, count: int, ref: str = REF) -> None:
-        async with asyncio.timeout(20), self._change:
-            await self._change.wait_for(lambda: self.leases[ref] == count)
+        if self.leases[ref] != count:
+            waiter = (ref, count, asyncio.get_running_loop().create_future())
+            self._waiters.append(waiter)
+            await asyncio.wait_for(waiter[2], 20)
+            self._waiters.remove(waiter)
 
     def emit(self, event: Event) -> None:
         for queue in self._watchers:
@@ -185,6 +185,7 @@ class FakeEngine:
             for step in self.steps:
                 yield step
             if self.gate is not None:
+                self.waiting += 1
                 await self.gate.wait()
             self._check(ref)
         finally:

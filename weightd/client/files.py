@@ -10,6 +10,15 @@ from weightd.core.errors import LeaseEnded
 from weightd.core.verification import Verification
 
 
+class Claim:
+    """What the files of one lease know about it."""
+
+    __slots__ = ("released",)
+
+    def __init__(self) -> None:
+        self.released = False
+
+
 class FileHandle:
     """One file of a leased model. Mapped when first asked for, and then for as long as anything refers to it.
 
@@ -18,7 +27,15 @@ class FileHandle:
     """
 
     def __init__(
-        self, path: str, *, segment: str, offset: int, length: int, digest: str, verification: Verification
+        self,
+        path: str,
+        claim: Claim,
+        *,
+        segment: str,
+        offset: int,
+        length: int,
+        digest: str,
+        verification: Verification,
     ) -> None:
         self.path = path
         self.segment = segment
@@ -26,9 +43,9 @@ class FileHandle:
         self.length = length
         self.digest = digest
         self.verification = verification
+        self._claim = claim
         self._shared: memoryview | None = None
         self._private: memoryview | None = None
-        self._ended = False
 
     @property
     def buffer(self) -> memoryview:
@@ -49,14 +66,13 @@ class FileHandle:
         return view
 
     def _check(self) -> None:
-        if self._ended:
+        if self._claim.released:
             raise LeaseEnded(
                 "the lease was released", file=self.path, remedy="Acquire the model again; views already taken stay."
             )
 
-    def end(self) -> None:
-        """No new views; the maps go when the last view does."""
-        self._ended = True
+    def forget(self) -> None:
+        """The maps go when the last view of them does."""
         self._shared = self._private = None
 
     def open(self) -> io.BufferedReader:

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from weightd.client.files import FileHandle
+from weightd.client.files import Claim, FileHandle
 from weightd.client.tensors import LocatedTensor, not_found, read_tables
 from weightd.client.views import numpy_view, torch_view
 from weightd.core.errors import FileNotInModel
@@ -49,28 +49,29 @@ class Lease:
         self.format: str = handles.format
         self.path = Path(handles.directory)
         """The model's directory, in which every file name resolves: for libraries that load by themselves."""
-        self._files = {f.path: _handle(f) for f in handles.files}
+        self._handles = handles
+        self._made: dict[str, FileHandle] | None = None
+        self._claim = Claim()
         self._call = call
         self._pid = os.getpid()
         self._tensors: dict[str, LocatedTensor] | None = None
         self._end = weakref.finalize(self, _end_here, call, self._pid)
         self._end.atexit = False
-        self._released = False
 
     @property
     def alive(self) -> bool:
         """Whether the daemon holds the claim, as far as this process has heard."""
-        return not self._released and self._pid == os.getpid() and self._call.is_open()
+        return not self._claim.released and self._pid == os.getpid() and self._call.is_open()
 
     @property
     def files(self) -> Mapping[str, FileHandle]:
         """By path, relative to the model's directory."""
-        return MappingProxyType(self._files)
+        return MappingProxyType(self._files())
 
     @property
     def verification(self) -> Verification:
         """How far the weakest of the files was verified."""
-        return min((f.verification for f in self._files.values()), default=Verification.SHA256)
+        return min((f.verification for f in self._files().values()), default=Verification.SHA256)
 
     def tensors(self) -> Mapping[str, LocatedTensor]:
         """All tensors by name, from the headers of the mapped files. Raises FormatError, LeaseEnded."""
@@ -96,10 +97,10 @@ class Lease:
     def file(self, path: str) -> FileHandle:
         """Raises FileNotInModel."""
         try:
-            return self._files[path]
+            return self._files()[path]
         except KeyError:
             raise FileNotInModel(
-                "the model has no such file", ref=self.ref, file=path, remedy=f"It has {', '.join(self._files)}."
+                "the model has no such file", ref=self.ref, file=path, remedy=f"It has {', '.join(self._files())}."
             ) from None
 
     def __contains__(self, name: object) -> bool:
@@ -110,15 +111,23 @@ class Lease:
 
     def release(self) -> None:
         """End the claim. Returns at once, the daemon hears of it in a moment. Idempotent."""
-        self._released = True
+        self._claim.released = True
         self._end()
-        for file in self._files.values():
-            file.end()
+        for file in (self._made or {}).values():
+            file.forget()
+
+    def _files(self) -> dict[str, FileHandle]:
+        """Made when first asked for: an acquire costs the same for one file and for a hundred."""
+        made = self._made
+        if made is None:
+            made = {f.path: _handle(f, self._claim) for f in self._handles.files}
+            made = self._made = self._made or made
+        return made
 
     def _table(self) -> dict[str, LocatedTensor]:
         tensors = self._tensors
         if tensors is None:
-            tensors = self._tensors = read_tables(self._files.values())
+            tensors = self._tensors = read_tables(self._files().values())
         return tensors
 
     def _find(self, name: str) -> LocatedTensor:
@@ -144,8 +153,8 @@ class Lease:
         self.release()
 
     def __repr__(self) -> str:
-        state = "released" if self._released else "alive" if self.alive else "ended"
-        return f"<Lease {self.ref} {self.revision} {len(self._files)} files, {state}>"
+        state = "released" if self._claim.released else "alive" if self.alive else "ended"
+        return f"<Lease {self.ref} {self.revision} {len(self._handles.files)} files, {state}>"
 
 
 def _end_here(call: OpenCall, pid: int) -> None:
@@ -154,9 +163,10 @@ def _end_here(call: OpenCall, pid: int) -> None:
         call.end()
 
 
-def _handle(f: pb.FileHandle) -> FileHandle:
+def _handle(f: pb.FileHandle, claim: Claim) -> FileHandle:
     return FileHandle(
         f.path,
+        claim,
         segment=f.segment,
         offset=f.offset,
         length=f.length,

@@ -1,0 +1,3 @@
+from tests.rpc.conftest import daemon, process, short
+
+__all__ = ["daemon", "process", "short"]

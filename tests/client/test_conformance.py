@@ -1,0 +1,287 @@
+"""One suite for both clients, over live gRPC."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.fake_engine import DEMO, REF, fetching
+from tests.support.serving import Served, until
+from weightd import AsyncClient, Client, Lease, errors
+from weightd.client.types import EventKind, ModelInfo
+from weightd.core.lifecycle import DaemonState, Residency
+from weightd.core.progress import Progress
+from weightd.core.verification import Verification
+from weightd.engine.api import Tier
+
+Verb = Callable[..., Awaitable[Any]]
+
+
+class Threaded:
+    """The synchronous client with every verb in a thread, as the asynchronous one looks."""
+
+    def __init__(self, socket: Path) -> None:
+        self.real = Client(socket)
+
+    def __getattr__(self, name: str) -> Verb:
+        async def verb(*args: Any, **kwargs: Any) -> Any:
+            return await asyncio.to_thread(getattr(self.real, name), *args, **kwargs)
+
+        return verb
+
+
+class Awaited:
+    """The asynchronous client, whose watch is entered when made."""
+
+    def __init__(self, socket: Path) -> None:
+        self.real = AsyncClient(socket)
+
+    def __getattr__(self, name: str) -> Verb:
+        return getattr(self.real, name)  # type: ignore[no-any-return]
+
+    async def watch(self) -> Any:
+        return await self.real.watch().__aenter__()
+
+
+async def next_of(events: Any) -> Any:
+    """The next event of either kind of watch."""
+    return await anext(events) if hasattr(events, "__anext__") else await asyncio.to_thread(next, events, None)
+
+
+@pytest.fixture(params=[Threaded, Awaited], ids=["Client", "AsyncClient"])
+async def client(request: pytest.FixtureRequest, daemon: Served) -> AsyncIterator[Any]:
+    it = request.param(daemon.socket)
+    yield it
+    await it.close()
+
+
+async def test_resolve(client: Any) -> None:
+    manifest = await client.resolve(REF)
+    assert manifest.ref == REF
+    assert manifest.size == sum(map(len, DEMO.values()))
+    assert {f.path: f.digest for f in manifest.files} == {
+        path: "sha256:" + hashlib.sha256(data).hexdigest() for path, data in DEMO.items()
+    }
+    assert manifest.files[0].source == "https://host/config.json"
+
+
+async def test_fetch_reports_progress_and_passes_its_arguments(client: Any, daemon: Served) -> None:
+    daemon.engine.steps = [fetching(10), fetching(100)]
+    seen: list[Progress] = []
+    digest = "AB" * 32
+    model = await client.fetch(REF, sha256=digest, tier="nvme", on_progress=seen.append)
+    assert seen == daemon.engine.steps
+    assert daemon.engine.asked == [(REF, "sha256:" + digest.lower(), Tier.NVME)]
+    assert isinstance(model, ModelInfo)
+    assert (model.ref, model.size, model.verification) == (REF, sum(map(len, DEMO.values())), Verification.SIZE)
+
+
+async def test_fetch_asks_for_shm_and_no_digest_unless_told(client: Any, daemon: Served) -> None:
+    await client.fetch(REF)
+    assert daemon.engine.asked == [(REF, None, Tier.SHM)]
+
+
+async def test_arguments_are_checked_before_they_are_sent(client: Any, daemon: Served) -> None:
+    with pytest.raises(errors.DigestSyntax):
+        await client.fetch(REF, sha256="abc")
+    with pytest.raises(errors.InvalidArgument, match="tier"):
+        await client.fetch(REF, tier="gpu")
+    for ref in ("\udcff", 7):
+        with pytest.raises(errors.RefSyntax):
+            await client.acquire(ref)
+    assert daemon.engine.asked == []
+
+
+async def test_models_and_model(client: Any) -> None:
+    (model,) = await client.models()
+    assert model == await client.model(REF)
+    assert (model.shm, model.nvme, model.leases, model.last_used) == (Residency.RESIDENT, Residency.RESIDENT, 0, 1.5)
+    assert [f.path for f in model.files] == list(DEMO)
+    assert model.files[0].verification is Verification.SHA256
+
+
+async def test_status(client: Any, daemon: Served) -> None:
+    status = await client.status()
+    assert (status.pid, status.state, status.models) == (os.getpid(), DaemonState.SERVING, 1)
+    assert (status.shm.budget, status.shm.free, status.uptime) == (100, 97, 1.25)
+    assert status.state_directory == str(daemon.engine.directory)
+
+
+async def test_watch_misses_nothing_that_happens_after_it_began(client: Any, daemon: Served) -> None:
+    events = await client.watch()
+    (await client.acquire(REF)).release()
+    await daemon.engine.wait_leases(0)
+    kinds = [(await next_of(events)).kind for _ in range(2)]
+    assert kinds == [EventKind.ACQUIRED, EventKind.RELEASED]
+    events.close()
+    await until(lambda: daemon.engine.watchers == 0)
+
+
+async def test_a_watch_ends_with_the_daemons_reason(client: Any, daemon: Served) -> None:
+    events = await client.watch()
+    await daemon.server.drain()
+    with pytest.raises(errors.Draining):
+        await next_of(events)
+
+
+async def test_a_closed_watch_stops(client: Any) -> None:
+    events = await client.watch()
+    events.close()
+    if isinstance(client, Threaded):
+        assert await next_of(events) is None
+    else:
+        with pytest.raises(StopAsyncIteration):
+            await next_of(events)
+
+
+async def test_acquire_and_release(client: Any, daemon: Served) -> None:
+    lease: Lease = await client.acquire(REF)
+    assert lease.alive
+    assert daemon.engine.leases[REF] == 1
+    assert lease["a"].tolist() == [[0, 1, 2], [3, 4, 5]]
+    lease.release()
+    assert not lease.alive
+    await daemon.engine.wait_leases(0)
+    lease.release()
+
+
+async def test_acquire_reports_progress(client: Any, daemon: Served) -> None:
+    daemon.engine.steps = [fetching(10), fetching(100)]
+    seen: list[Progress] = []
+    lease = await client.acquire(REF, on_progress=seen.append)
+    assert seen == daemon.engine.steps
+    lease.release()
+
+
+async def test_an_error_of_on_progress_ends_the_call(client: Any, daemon: Served) -> None:
+    daemon.engine.steps = [fetching(10)]
+    daemon.engine.gate = asyncio.Event()
+
+    def stop(_: Progress) -> None:
+        raise KeyError("enough")
+
+    for verb in (client.acquire, client.fetch):
+        before = daemon.engine.closed_iterators
+        with pytest.raises(KeyError, match="enough"):
+            await verb(REF, on_progress=stop)
+        await until(lambda before=before: daemon.engine.closed_iterators == before + 1)
+
+
+async def test_a_timeout_is_for_the_model_not_for_the_lease(client: Any, daemon: Served) -> None:
+    lease = await client.acquire(REF, timeout=0.2)
+    daemon.engine.gate = asyncio.Event()
+    daemon.engine.steps = [fetching(10)]
+    with pytest.raises(errors.TimedOut, match=r"0\.3 s"):
+        await client.acquire(REF, timeout=0.3)
+    await until(lambda: daemon.engine.closed_iterators == 2)
+    assert lease.alive
+    lease.release()
+
+
+async def test_closing_the_client_frees_its_leases_and_views_stay(client: Any, daemon: Served) -> None:
+    lease = await client.acquire(REF)
+    view = lease["a"]
+    await client.close()
+    await daemon.engine.wait_leases(0)
+    assert not lease.alive
+    assert view.sum() == 15
+    with pytest.raises(errors.Precondition, match="closed"):
+        await client.status()
+    await client.close()
+
+
+async def test_closing_the_client_ends_who_waits(client: Any, daemon: Served) -> None:
+    daemon.engine.gate = asyncio.Event()
+    began = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    daemon.engine.steps = [fetching(10)]
+    waiting = asyncio.ensure_future(client.acquire(REF, on_progress=lambda _: loop.call_soon_threadsafe(began.set)))
+    await began.wait()
+    await client.close()
+    with pytest.raises((errors.Precondition, errors.DaemonUnavailable)):
+        await waiting
+    await until(lambda: daemon.engine.closed_iterators == 1)
+
+
+async def test_a_drain_is_told_by_alive(client: Any, daemon: Served) -> None:
+    lease = await client.acquire(REF)
+    await daemon.server.drain()
+    await until(lambda: not lease.alive)
+    assert lease["a"].sum() == 15
+    with pytest.raises(errors.Draining):
+        await client.acquire(REF)
+
+
+@pytest.mark.parametrize("name", sorted(errors.all_errors()))
+async def test_every_error_arrives_as_it_was_raised(client: Any, daemon: Served, name: str) -> None:
+    kind = errors.all_errors()[name]
+    raised = kind("what happened: é", ref="https://host/ref", file="a/b", remedy="Do this.")
+    daemon.engine.fail = raised
+    for call in (client.resolve, client.fetch, client.acquire, client.model):
+        with pytest.raises(errors.WeightdError) as caught:
+            await call(REF)
+        assert type(caught.value) is kind
+        assert vars(caught.value) == vars(raised)
+        assert caught.value.exit_code == raised.exit_code
+        assert str(caught.value) == str(raised)
+    assert daemon.engine.leases[REF] == 0
+
+
+async def test_an_unexpected_error_says_where_to_look(client: Any, daemon: Served) -> None:
+    daemon.engine.fail = ZeroDivisionError("secret")
+    with pytest.raises(errors.WeightdError, match="log") as caught:
+        await client.model(REF)
+    assert "secret" not in str(caught.value)
+
+
+async def test_a_thousand_leases_leak_no_descriptor(client: Any, daemon: Served) -> None:
+    (await client.acquire(REF)).release()
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(1000):
+        lease = await client.acquire(REF)
+        assert lease["a"][0, 1] == 1
+        lease.release()
+    del lease
+    await daemon.engine.wait_leases(0)
+    assert len(os.listdir("/proc/self/fd")) <= before + 1
+
+
+async def test_many_leases_at_once(client: Any, daemon: Served) -> None:
+    leases = await asyncio.gather(*(client.acquire(REF) for _ in range(100)))
+    assert daemon.engine.leases[REF] == 100
+    for lease in leases:
+        lease.release()
+    await daemon.engine.wait_leases(0)
+
+
+async def test_a_lease_that_nobody_refers_to_ends_and_its_views_stay(client: Any, daemon: Served) -> None:
+    lease = await client.acquire(REF)
+    view = lease["a"]
+    del lease
+    await daemon.engine.wait_leases(0)
+    assert view.sum() == 15
+
+
+async def test_the_asynchronous_client_is_entered_and_a_waiter_cancelled(daemon: Served) -> None:
+    async with AsyncClient(daemon.socket) as client:
+        async with client.acquire(REF) as lease:
+            assert lease.alive
+        await daemon.engine.wait_leases(0)
+        async with await client.acquire(REF):
+            assert daemon.engine.leases[REF] == 1
+        await daemon.engine.wait_leases(0)
+        daemon.engine.gate = asyncio.Event()
+        before = daemon.engine.closed_iterators
+        waiting = asyncio.ensure_future(client.acquire(REF)._run())
+        await until(lambda: daemon.engine.gate is not None and daemon.engine.waiting == 1)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        await until(lambda: daemon.engine.closed_iterators == before + 1)
+        assert daemon.engine.leases[REF] == 0
