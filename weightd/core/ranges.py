@@ -140,13 +140,16 @@ def judge_body(wanted: Wanted, status: int, headers: Headers, where: str) -> Non
     if length is not None and length < wanted.length:
         raise SourceUnavailable(f"{where} offers {length} of {wanted.length} bytes", remedy="Try again later.")
     if length is not None and length > wanted.length:
-        raise SizeMismatch(f"{where} offers {length} bytes where {wanted.length} were asked for")
+        raise SizeMismatch(
+            f"{where} offers {length} bytes where {wanted.length} were asked for",
+            remedy="The origin or a proxy in front of it damages answers to ranges: mend it, or fetch from elsewhere.",
+        )
 
 
 def _check_part(wanted: Wanted, headers: Headers, where: str) -> None:
     asked = f"{wanted.offset}-{wanted.offset + wanted.length - 1}"
     if not wanted.ranged:
-        raise SourceUnavailable(f"{where} sent a part although the whole was asked for")
+        raise SourceUnavailable(f"{where} sent a part although the whole was asked for", remedy="Try again later.")
     given = _single_range(headers, where)
     if given.total is not None and given.total != wanted.size:
         raise SourceChanged(
