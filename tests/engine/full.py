@@ -19,6 +19,7 @@ from weightd.core.errors import AccessDenied, DiskFull, Exhausted, ShmFull
 from weightd.engine.api import Tier
 from weightd.engine.export import fetch_to
 from weightd.engine.transfer import TransferOptions
+from weightd.storage.segments import PosixSegmentStore
 
 BIG, SMALL = pattern(12 * MIB), pattern(MIB, "small")
 OTHER = "http://origin/small/"
@@ -219,6 +220,22 @@ async def export_names(directory: Path) -> None:
     assert outcomes == {0, 4}
 
 
+async def shm_refused(directory: Path, options: str, user: int) -> None:
+    """/dev/shm may not be written, or segments not be given to the group."""
+    mount("/dev/shm", options)
+    directory.chmod(0o777)
+    os.setgroups([])
+    os.setresgid(user, user, user)
+    os.setresuid(user, user, user)
+    try:
+        PosixSegmentStore("refused", group=0).create("x", 10)
+    except AccessDenied as e:
+        assert e.remedy
+    else:
+        raise AssertionError("a segment was made")
+    assert list(Path("/dev/shm").iterdir()) == []
+
+
 async def read_only(directory: Path) -> None:
     mount(directory, "size=8m,ro")
     try:
@@ -235,6 +252,9 @@ CASES = {
     "shm-advise": lambda d: shm(d, "size=8m,huge=advise"),
     "shm-taken": shm_taken,
     "shm-names": shm_names,
+    "shm-read-only": lambda d: shm_refused(d, "size=8m,ro", 0),
+    "shm-not-ours": lambda d: shm_refused(d, "size=8m,mode=755", 65534),
+    "shm-group-not-ours": lambda d: shm_refused(d, "size=8m,mode=1777", 65534),
     "disk": disk,
     "disk-steps": disk_at_every_step,
     "disk-names": disk_names,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from contextlib import aclosing
 from pathlib import Path
@@ -94,6 +95,7 @@ async def test_a_model_sees_that_another_brought_its_blob_into_memory(tmp_path: 
         await rig.fetch(other, Tier.SHM)
         lease = await rig.acquire(REF)
         assert lease.model.files[0].segment
+        assert os.readlink(Path(lease.model.directory) / "a").endswith(lease.model.files[0].segment)
         assert lease.model.residency(Tier.SHM) is Residency.RESIDENT
         assert rig.engine.model(REF).verification is Verification.SHA256
 

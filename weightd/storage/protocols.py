@@ -58,7 +58,7 @@ class SegmentStore(Protocol):
     """Shared memory."""
 
     def create(self, label: str, size: int) -> Segment:
-        """A new segment, if the file system has room for it. Raises ShmFull; then nothing is left behind.
+        """A new segment, if the file system has room for it. Raises ShmFull or AccessDenied; then nothing is left.
 
         `label` (letters, digits, "-") appears in the name, which is unique.
         """

@@ -15,9 +15,10 @@ from typing import Final
 import posix_ipc
 
 from weightd.core.budget import human
-from weightd.core.errors import ShmFull, Unavailable
+from weightd.core.errors import AccessDenied, ShmFull, Unavailable
 from weightd.core.lifecycle import SEGMENT, Lifecycle, SegmentState
 from weightd.storage import pages
+from weightd.storage.direct import REFUSED
 
 ROOT: Final = Path("/dev/shm")
 """Where Linux shows POSIX shared memory (shm_overview(7))."""
@@ -42,14 +43,25 @@ def shm_full(wanted: int) -> ShmFull:
 
 @contextmanager
 def shm_errors(wanted: int) -> Iterator[None]:
-    """Translates what the kernel says of full memory."""
+    """Translates what the kernel says of full memory, or of rights."""
     try:
         yield
+    except posix_ipc.PermissionsError as e:
+        raise _refused(e) from None
     except OSError as e:
+        if e.errno in REFUSED:
+            raise _refused(e) from None
         # EFAULT is what populating says where a write would be SIGBUS.
         if e.errno not in (errno.ENOSPC, errno.ENOMEM, errno.EFAULT, errno.EDQUOT):
             raise
         raise shm_full(wanted) from None
+
+
+def _refused(reason: Exception) -> AccessDenied:
+    return AccessDenied(
+        f"no segment can be made in /dev/shm: {reason}",
+        remedy="It must be writable, and weightd's user in the group that segments are published to.",
+    )
 
 
 class PosixSegment:
