@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.daemon.process import SERVE, Served
+from weightd import Client
 
 WEIGHTD = (sys.executable, "-m", "weightd")
 NOBODY = (
@@ -152,8 +153,8 @@ class Host(Served):
         self.ready()
 
     def fetch(self, ref: str) -> None:
-        ended = self.cli("fetch", ref)
-        assert ended.code == 0, ended
+        with Client(self.socket) as client:
+            client.fetch(ref)
 
 
 @contextlib.contextmanager
