@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.rig import PART, REF, SECONDS, Origin, Served, moving_threads, pattern, safetensors, sha256
+from tests.engine.rig import MIB, PART, REF, SECONDS, Origin, Served, moving_threads, pattern, safetensors, sha256
 from weightd.core.errors import (
     DigestMismatch,
     FormatError,
@@ -143,6 +143,26 @@ async def test_cancelled(tmp_path: Path, moment: str) -> None:
     assert task.cancelled()
     assert list(tmp_path.iterdir()) == []
     assert moving_threads() == []
+
+
+async def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
+    """48 MiB by slabs of 12 x 64 KiB, in a process of its own: its peak is compared with the same without a file."""
+    code = (
+        "import asyncio, resource, sys; from pathlib import Path; sys.path.insert(0, {here!r})\n"
+        "from tests.engine.rig import *; from weightd.engine.export import fetch_to\n"
+        "data = bytes(48 * MIB)\n"
+        "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"
+        "asyncio.run(fetch_to(REF, Path({out!r}) / '1', sources=one(data[:8 * PART]), options=TransferOptions(PART)))\n"
+        "before = peak()\n"
+        "asyncio.run(fetch_to(REF, Path({out!r}) / '2', sources=one(data), options=TransferOptions(PART)))\n"
+        "print(peak() - before)"
+    )
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", code.format(here=HERE, out=str(tmp_path)), stdout=subprocess.PIPE
+    )
+    output, _ = await process.communicate()
+    assert process.returncode == 0
+    assert int(output) < 16 * MIB
 
 
 async def test_an_unwritable_directory(tmp_path: Path) -> None:

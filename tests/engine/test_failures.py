@@ -136,6 +136,40 @@ async def test_what_no_retry_mends_is_not_tried_again(tmp_path: Path, tier: Tier
 
 
 @BOTH
+async def test_a_slow_part_does_not_starve_the_rest_of_memory(
+    tmp_path: Path, tier: Tier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first part is tried again only when the other receivers took all the memory that there is."""
+    data = pattern(100 * PART)
+    origin = one(data)
+    loop = asyncio.get_running_loop()
+    waits: list[int] = []
+
+    def wait_for_the_others(attempt: int, draw: float) -> float:
+        asyncio.run_coroutine_threadsafe(_settled(origin), loop).result()
+        waits.append(attempt)
+        return 0.0
+
+    monkeypatch.setattr("weightd.engine.transfer.full_jitter", wait_for_the_others)
+
+    def first_fails(path: str, offset: int, length: int) -> None:
+        if offset == 0 and origin.starts["model.bin", 0, PART] == 1:
+            raise SourceUnavailable("reset by peer")
+
+    origin.on_read = first_fails
+    async with running(tmp_path, origin) as rig:
+        assert rig.content(await rig.fetch(tier=tier)) == {"model.bin": data}
+        assert waits == [1]
+
+
+async def _settled(origin: Origin) -> None:
+    """Until no new request comes for a while."""
+    before = -1
+    while before != (before := sum(origin.starts.values())):  # noqa: ASYNC110 - quiet has no event
+        await asyncio.sleep(0.1)
+
+
+@BOTH
 async def test_a_model_larger_than_the_budget(tmp_path: Path, tier: Tier) -> None:
     origin = Origin({REF: {"a": Served(DATA), "b": Served(pattern(PART, "b"))}})
     small = len(DATA) + PART

@@ -32,7 +32,7 @@ from weightd.engine.jobs import FileJob
 from weightd.engine.transfer import Stopped, Transfer, TransferOptions
 from weightd.storage.memory import MemorySegment, MemorySegmentStore
 
-MEMORIES = ["segments"]
+MEMORIES = ["segments", "slabs"]
 URL = "http://origin/m/"
 FATAL = [SourceDenied("no"), SourceChanged("moved"), ValueError("a bug")]
 

@@ -14,12 +14,16 @@ from weightd.storage.protocols import Segment
 class Buffers(Protocol):
     """Memory for parts. A part's view is used by one receiver, then by the hasher and the writer, then released."""
 
-    def acquire(self, part: Part, stop: threading.Event) -> memoryview | None:
-        """`part.length` writable bytes at a page-aligned address; waits for memory; None once `stop` is set."""
+    def reserve(self, stop: threading.Event) -> bool:
+        """Wait until there is memory for one more part, and claim it; False once `stop` is set."""
+        ...
+
+    def acquire(self, part: Part) -> memoryview:
+        """`part.length` writable bytes at a page-aligned address, of what was reserved. Does not wait."""
         ...
 
     def release(self, view: memoryview) -> None:
-        """The view is not used any more."""
+        """The view is not used any more, nor what was reserved for it."""
         ...
 
     def close(self) -> None:
@@ -33,9 +37,10 @@ class SegmentBuffers:
     def __init__(self, segment: Segment) -> None:
         self._segment = segment
 
-    def acquire(self, part: Part, stop: threading.Event) -> memoryview | None:
-        if stop.is_set():
-            return None
+    def reserve(self, stop: threading.Event) -> bool:
+        return not stop.is_set()
+
+    def acquire(self, part: Part) -> memoryview:
         self._segment.prepare(part.offset, part.length)
         return self._segment.view[part.offset : part.offset + part.length]
 
@@ -49,24 +54,29 @@ class SegmentBuffers:
 class SlabBuffers:
     """A fixed number of equal slabs, used again and again: memory does not grow with the file.
 
-    No deadlock: receivers take a slab before they take a part, parts are taken in the order of the file, and a part
-    is hashed as soon as those before it are; so the first part not yet hashed always holds a slab.
+    No deadlock: a receiver reserves memory before it takes a part, and keeps it while the part is tried again; parts
+    are taken in the order of the file, and a part is hashed as soon as those before it are. So the first part of a
+    file that is not yet hashed always has its memory.
     """
 
     def __init__(self, count: int, size: int) -> None:
         self._slabs = [mmap.mmap(-1, footprint(max(size, 1))) for _ in range(count)]
         self._free = list(self._slabs)
         self._used: dict[int, mmap.mmap] = {}
+        self._room = count
         self._changed = threading.Condition()
 
-    def acquire(self, part: Part, stop: threading.Event) -> memoryview | None:
+    def reserve(self, stop: threading.Event) -> bool:
         with self._changed:
-            while not self._free:
-                if stop.is_set():
-                    return None
+            while not self._room and not stop.is_set():
                 self._changed.wait(0.2)
             if stop.is_set():
-                return None
+                return False
+            self._room -= 1
+            return True
+
+    def acquire(self, part: Part) -> memoryview:
+        with self._changed:
             slab = self._free.pop()
             with memoryview(slab) as whole:
                 view = whole[: part.length]
@@ -78,6 +88,7 @@ class SlabBuffers:
             slab = self._used.pop(id(view))
             view.release()
             self._free.append(slab)
+            self._room += 1
             self._changed.notify()
 
     def close(self) -> None:

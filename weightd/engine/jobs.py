@@ -116,7 +116,8 @@ class Frontier:
             return received
 
     def abandon(self) -> None:
-        """Give back the parts that will not be hashed, after every thread ended."""
-        for received in self._waiting.values():
+        """Give back the parts that will not be hashed, when no more are offered."""
+        with self._lock:
+            waiting, self._waiting = self._waiting, {}
+        for received in waiting.values():
             received.release()
-        self._waiting.clear()

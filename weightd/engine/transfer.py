@@ -47,7 +47,9 @@ class _Task:
     """Parts of one request: one, or all of them where the origin has no ranges."""
 
     job: FileJob
-    parts: list[Part]
+    parts: deque[Part]
+    view: memoryview | None = None
+    """Of the first part that is left; kept while it is tried again, because parts behind it wait for it with theirs."""
 
 
 class Stopped(Exception):
@@ -64,6 +66,7 @@ class Transfer:
         self._tasks = _order(self.jobs, options.hashers)
         self._left = len(self.jobs)
         self._lock = threading.Lock()
+        self._taking = threading.Lock()
         self._stop = threading.Event()
         self._over = threading.Event()
         self._error: BaseException | None = None
@@ -82,10 +85,11 @@ class Transfer:
         self._stop.set()
         for thread in receivers:
             thread.join()
-        self._writers.shutdown()
-        self._hashers.shutdown()
+        # Hashing may be far behind: what waits for it when the transfer was stopped is not hashed any more.
         for job in self.jobs:
             job.frontier.abandon()
+        self._writers.shutdown()
+        self._hashers.shutdown()
         if self._error is not None:
             raise self._error
 
@@ -107,7 +111,7 @@ class Transfer:
     def _receive(self) -> None:
         readers: dict[int, Reader] = {}
         try:
-            while not self._stop.is_set() and (task := self._next()) is not None:
+            while (task := self._next()) is not None:
                 self._perform(task, readers)
         except Stopped:
             pass
@@ -118,50 +122,53 @@ class Transfer:
                 self._drop(reader)
 
     def _next(self) -> _Task | None:
-        with self._lock:
-            return self._tasks.popleft() if self._tasks else None
+        """In order, each with its memory reserved: no part waits for memory that parts behind it hold."""
+        with self._taking:
+            if self._stop.is_set() or not self._tasks:
+                return None
+            self._reserve(self._tasks[0].job)
+            return self._tasks.popleft()
+
+    def _reserve(self, job: FileJob) -> None:
+        if not job.buffers.reserve(self._stop):
+            raise Stopped
 
     def _perform(self, task: _Task, readers: dict[int, Reader]) -> None:
         """All parts of one request, tried again from the first part that is missing."""
-        left = deque(task.parts)
         attempt = 0
-        while left:
-            before = len(left)
-            try:
-                self._request(task.job, left, readers)
-            except SourceUnavailable as e:
-                self._drop(readers.pop(id(task.job), None))
-                attempt = 0 if len(left) < before else attempt + 1
-                if attempt >= self._options.attempts:
-                    raise e.about(file=task.job.path) from None
-                if self._stop.wait(full_jitter(attempt, random.random())):
-                    raise Stopped from None
-            except WeightdError as e:
-                raise e.about(file=task.job.path) from None
+        try:
+            task.view = task.job.buffers.acquire(task.parts[0])
+            while task.parts:
+                before = len(task.parts)
+                try:
+                    self._request(task, readers)
+                except SourceUnavailable as e:
+                    self._drop(readers.pop(id(task.job), None))
+                    attempt = 0 if len(task.parts) < before else attempt + 1
+                    if attempt >= self._options.attempts:
+                        raise
+                    if self._stop.wait(full_jitter(attempt, random.random())):
+                        raise Stopped from e
+        except WeightdError as e:
+            raise e.about(file=task.job.path) from None
+        finally:
+            if task.view is not None:
+                task.job.buffers.release(task.view)
 
-    def _request(self, job: FileJob, left: deque[Part], readers: dict[int, Reader]) -> None:
+    def _request(self, task: _Task, readers: dict[int, Reader]) -> None:
+        job, left = task.job, task.parts
         # A stream without ranges starts over: parts that are complete are read again and dropped.
         skip = 0 if job.ranges else left[0].offset
-        view = self._acquire(job, left[0])
-        try:
-            reader = self._reader(job, readers)
-            reader.start(left[0].offset - skip, sum(p.length for p in left) + skip)
-            self._skip(reader, skip)
-        except BaseException:
-            job.buffers.release(view)
-            raise
-        while True:
-            checksum = self._fill(job, reader, left[0], view, last=len(left) == 1)
+        reader = self._reader(job, readers)
+        reader.start(left[0].offset - skip, sum(p.length for p in left) + skip)
+        self._skip(reader, skip)
+        while left:
+            if task.view is None:
+                self._reserve(job)
+                task.view = job.buffers.acquire(left[0])
+            checksum = self._fill(job, reader, left[0], task.view, last=len(left) == 1)
+            view, task.view = task.view, None
             self._deliver(job, left.popleft(), view, checksum)
-            if not left:
-                break
-            view = self._acquire(job, left[0])
-
-    def _acquire(self, job: FileJob, part: Part) -> memoryview:
-        view = job.buffers.acquire(part, self._stop)
-        if view is None:
-            raise Stopped
-        return view
 
     def _reader(self, job: FileJob, readers: dict[int, Reader]) -> Reader:
         reader = readers.get(id(job))
@@ -188,7 +195,7 @@ class Transfer:
             count -= reader.readinto(scratch[: min(count, len(scratch))])
 
     def _fill(self, job: FileJob, reader: Reader, part: Part, view: memoryview, *, last: bool) -> bytes:
-        """Receive a part; returns its checksum. On any error the view is given back.
+        """Receive a part; returns its checksum.
 
         The body's end is checked before the `last` part is delivered: what follows may publish the file.
         """
@@ -211,7 +218,6 @@ class Transfer:
                 )
         except BaseException:
             job.add(-done)
-            job.buffers.release(view)
             raise
         return checksum
 
@@ -259,9 +265,9 @@ def _order(jobs: list[FileJob], width: int) -> deque[_Task]:
     large: list[deque[_Task]] = []
     for job in sorted(jobs, key=lambda j: len(j.parts)):
         if job.ranges and len(job.parts) > 1:
-            large.append(deque(_Task(job, [p]) for p in job.parts))
+            large.append(deque(_Task(job, deque([p])) for p in job.parts))
         else:
-            tasks.append(_Task(job, job.parts))
+            tasks.append(_Task(job, deque(job.parts)))
     while large:
         turn, large = large[:width], large[width:]
         while turn:
