@@ -112,7 +112,7 @@ def acquire_call(client: Any, ref: str) -> Call:
         begin = time.perf_counter()
         lease = client.acquire(ref)
         seconds = time.perf_counter() - begin
-        lease.close()
+        lease.release()
         return seconds
 
     return call
@@ -266,12 +266,14 @@ def run(args: argparse.Namespace, console: Console) -> dict[str, Any]:
         with console.status("idle"):
             idle = in_turns(calls, args.calls)
         with fetching(bench.daemon, bench.origin) as log, console.status("while a fetch runs"):
+            before = machine.turns(bench.daemon.pid)
             busy = in_turns(calls, args.calls)
+            loop = machine.turns(bench.daemon.pid).since(before)
             fetched = [float(line) for line in log.read_text().split()]
         if args.profile:
             name = next(iter(bench.refs))
             profile(console, calls[f"acquire, {name}"], 500)
-    return {"machine": facts, **report(console, idle, busy, fetched, args)}
+    return {"machine": facts, **report(console, idle, busy, fetched, loop, args)}
 
 
 def report(
@@ -279,6 +281,7 @@ def report(
     idle: dict[str, Samples],
     busy: dict[str, Samples],
     fetched: list[float],
+    loop: machine.Turns,
     args: argparse.Namespace,
 ) -> dict[str, Any]:
     """Tables and verdicts."""
@@ -287,6 +290,9 @@ def report(
     console.print(table("The same while the daemon fetches", list(busy.values()), busy["echo, unary"]))
     rate = args.fetch / statistics.median(fetched) / GIB
     console.print(f"beside: {len(fetched)} fetches of {args.fetch / GIB:g} GiB, {rate:.2f} GiB/s each (median)")
+    console.print(
+        f"the daemon's event loop meanwhile ran for {loop.ran:.1f} s, and was ready but waited for a core {loop.waited:.1f} s"
+    )
     acquires = [n for n in idle if n.startswith("acquire, ")]
     verdicts = [verdict(f"{n} ÷ echo, medians", idle[n].median / base.median, TARGET_MEDIAN) for n in acquires]
     verdicts += [verdict(f"{n}, p99 while fetching ÷ idle", busy[n].p99 / idle[n].p99, TARGET_BUSY) for n in acquires]
@@ -300,6 +306,7 @@ def report(
         "idle": [_data(s) for s in idle.values()],
         "fetching": [_data(s) for s in busy.values()],
         "fetch_seconds": fetched,
+        "daemon_loop": loop._asdict(),
         "verdicts": [data for _, data in verdicts],
     }
 

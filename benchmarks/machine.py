@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 
@@ -98,6 +98,22 @@ def memory_available() -> int:
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
     raise Unable("/proc/meminfo has no MemAvailable")
+
+
+class Turns(NamedTuple):
+    """Seconds that a process's main thread ran, and that it was ready to run and waited for a core."""
+
+    ran: float
+    waited: float
+
+    def since(self, before: Turns) -> Turns:
+        return Turns(self.ran - before.ran, self.waited - before.waited)
+
+
+def turns(pid: int) -> Turns:
+    """From /proc/<pid>/task/<pid>/schedstat (proc(5): nanoseconds)."""
+    ran, waited, _ = Path(f"/proc/{pid}/task/{pid}/schedstat").read_text().split()
+    return Turns(int(ran) / 1e9, int(waited) / 1e9)
 
 
 def facts(*packages: str) -> dict[str, Any]:
