@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import grp
 import os
 import socket
 import stat
@@ -99,8 +100,6 @@ def _denied(path: Path) -> WeightdError:
 
 def _group_of(path: Path) -> str:
     """Empty when the directory hides it, or the group has no right either."""
-    import grp
-
     try:
         state = path.stat()
         if not state.st_mode & stat.S_IWGRP or state.st_gid == 0:

@@ -37,7 +37,8 @@ class Lease:
 
     Ends with `release`, with its `with` block, with its client, or with this process; and when the daemon ends, which
     `alive` then tells. Views that were taken stay valid whatever happens, for as long as something refers to them.
-    New ones are refused with LeaseEnded after `release`.
+    New ones are refused with LeaseEnded after `release`; and when the daemon has ended, of files not opened before,
+    as it takes its segments with it.
 
     In a forked child tensors work as here; the claim remains the parent's: `alive` is False, `release` is local.
     Thread-safe.
