@@ -290,9 +290,7 @@ def report(
     console.print(table("The same while the daemon fetches", list(busy.values()), busy["echo, unary"]))
     rate = args.fetch / statistics.median(fetched) / GIB
     console.print(f"beside: {len(fetched)} fetches of {args.fetch / GIB:g} GiB, {rate:.2f} GiB/s each (median)")
-    console.print(
-        f"the daemon's event loop meanwhile ran for {loop.ran:.1f} s, and was ready but waited for a core {loop.waited:.1f} s"
-    )
+    console.print(f"the daemon's loop ran for {loop.ran:.1f} s, and waited {loop.waited:.1f} s more for a core")
     acquires = [n for n in idle if n.startswith("acquire, ")]
     verdicts = [verdict(f"{n} ÷ echo, medians", idle[n].median / base.median, TARGET_MEDIAN) for n in acquires]
     verdicts += [verdict(f"{n}, p99 while fetching ÷ idle", busy[n].p99 / idle[n].p99, TARGET_BUSY) for n in acquires]
