@@ -8,13 +8,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-import grpc
-
 from weightd.client import forks
 from weightd.client.address import target
 from weightd.client.faults import closed, is_stale, translate
 from weightd.client.link import OPTIONS
 from weightd.wire.methods import Method
+from weightd.wire.runtime import grpc
 
 T = TypeVar("T")
 

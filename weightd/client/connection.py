@@ -9,14 +9,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-import grpc
-
 from weightd.client import forks
 from weightd.client.address import target
 from weightd.client.faults import closed, is_stale, timed_out, translate
 from weightd.client.link import OPTIONS
 from weightd.core.errors import WeightdError
 from weightd.wire.methods import Method
+from weightd.wire.runtime import grpc
 
 T = TypeVar("T")
 

@@ -6,11 +6,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import grpc
-
 from weightd.client.address import diagnose, listens
 from weightd.core.errors import DaemonUnavailable, Exhausted, Precondition, TimedOut, Unavailable, WeightdError
 from weightd.wire.errors import DETAIL_KEY, from_detail
+from weightd.wire.runtime import grpc
 
 
 def closed() -> Precondition:

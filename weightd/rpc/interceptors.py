@@ -10,10 +10,9 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeVar
 
-import grpc
-
 from weightd.core.errors import WeightdError
 from weightd.wire.errors import DETAIL_KEY, status_of, to_detail, to_message
+from weightd.wire.runtime import grpc
 
 log = logging.getLogger(__name__)
 

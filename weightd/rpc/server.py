@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
-import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -22,6 +21,7 @@ from weightd.engine.api import EngineApi
 from weightd.rpc.service import Service
 from weightd.wire.limits import MAX_ANSWER, MAX_REQUEST, METADATA
 from weightd.wire.methods import SERVICE
+from weightd.wire.runtime import grpc
 
 OPTIONS: Final[list[tuple[str, Any]]] = [
     ("grpc.max_receive_message_length", MAX_REQUEST),

@@ -9,8 +9,6 @@ import time
 from collections.abc import AsyncGenerator
 from typing import Any
 
-import grpc
-
 from weightd.core.digest import parse_digest
 from weightd.core.errors import Draining
 from weightd.core.progress import Progress
@@ -23,6 +21,7 @@ from weightd.wire import methods
 from weightd.wire.convert import manifest_to_pb, progress_to_pb
 from weightd.wire.gen import weightd_pb2 as pb
 from weightd.wire.methods import Method
+from weightd.wire.runtime import grpc
 
 
 class Service:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
-import grpc
-
 from weightd.core import errors as e
 from weightd.wire.gen import weightd_pb2 as pb
+from weightd.wire.runtime import grpc
 
 DETAIL_KEY: Final = "weightd-error-bin"
 MAX_FIELD: Final = 2000
