@@ -316,6 +316,7 @@ def _data(samples: Samples) -> dict[str, Any]:
 def main() -> int:
     args = options()
     console = machine.console()
+    machine.end_by_sigterm()
     try:
         found = run(args, console)
     except Unable as e:

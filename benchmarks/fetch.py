@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -189,10 +190,8 @@ def run(args: argparse.Namespace, console: Console) -> dict[str, Any]:
         disk = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="weightd-bench-", dir=args.disk)))
         facts = {**machine.facts(*PACKAGES), "nginx": nginx.version(), "pages": pages, "size": args.size}
         console.print(f"{machine.describe(facts)}; /dev/shm pages {pages}; {args.size / GIB:g} GiB from nginx")
-        with console.status("touching memory for the first time"):
-            machine.touch_memory(needed)
         console.print(
-            f"Filled and freed {needed / GIB:g} GiB of /dev/shm first, so that nobody meets untouched memory."
+            f"Before each turn {2 * args.size / GIB:g} GiB of /dev/shm are filled and freed: nobody meets new memory."
         )
         (disk / "nginx").mkdir()
         origin = stack.enter_context(nginx.origin(disk / "nginx", shm / "root", args.size))
@@ -202,7 +201,8 @@ def run(args: argparse.Namespace, console: Console) -> dict[str, Any]:
 
 def measure(bench: Bench, kind: str, args: argparse.Namespace, console: Console, pages: str) -> dict[str, Any]:
     """One table."""
-    results = rounds.take_turns(console, bench.contenders(kind, args.peers), args.rounds)
+    touch = partial(machine.touch_memory, 2 * args.size)
+    results = rounds.take_turns(console, bench.contenders(kind, args.peers), args.rounds, touch)
     without = WITHOUT[kind]
     target = next(t for page, t in TARGETS[kind].items() if page in pages)
     verdict = rounds.judge(results, target, without)
@@ -221,6 +221,7 @@ def measure(bench: Bench, kind: str, args: argparse.Namespace, console: Console,
 def main() -> int:
     args = options()
     console = machine.console()
+    machine.end_by_sigterm()
     try:
         found = run(args, console)
     except Unable as e:

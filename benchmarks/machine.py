@@ -71,6 +71,11 @@ def pages(wanted: str | None) -> Iterator[str]:
             _remount(before)
 
 
+def end_by_sigterm() -> None:
+    """As by Ctrl-C: what was changed for the run is put back."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+
+
 def _remount(mode: str) -> None:
     result = subprocess.run(["mount", "-o", f"remount,huge={mode}", str(SHM)], capture_output=True, text=True)
     if result.returncode:
@@ -80,7 +85,8 @@ def _remount(mode: str) -> None:
 def touch_memory(count: int) -> None:
     """Fill and free `count` bytes of /dev/shm, so that no contender is the first to touch the machine's memory.
 
-    A virtual machine gets its memory from the host page by page at the first touch, which is many times slower.
+    A virtual machine gets its memory from the host page by page at the first touch, which is many times slower, and
+    may give it back seconds after it was freed (free page reporting).
     """
     path = SHM / f"weightd-bench-touch-{os.getpid()}"
     block = memoryview(bytearray(os.urandom(MIB)) * 16)

@@ -39,8 +39,10 @@ class Result(NamedTuple):
         return statistics.median(self.seconds(without))
 
 
-def take_turns(console: Console, contenders: Sequence[Contender], rounds: int) -> list[Result]:
-    """One warm-up round, then `rounds` more; who begins changes with each."""
+def take_turns(
+    console: Console, contenders: Sequence[Contender], rounds: int, before: Callable[[], None] = lambda: None
+) -> list[Result]:
+    """One warm-up round, then `rounds` more; who begins changes with each. `before` each turn, not timed."""
     results = [Result(c.name, c.ours, []) for c in contenders]
     for number in range(rounds + 1):
         shift = number % len(contenders)
@@ -48,6 +50,7 @@ def take_turns(console: Console, contenders: Sequence[Contender], rounds: int) -
         for index in order:
             label = f"round {number} of {rounds}" if number else "warm-up"
             with console.status(f"{label}: {contenders[index].name}"):
+                before()
                 steps = contenders[index].run()
             if number:
                 results[index].rounds.append(steps)

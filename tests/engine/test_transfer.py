@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from unittest import mock
@@ -29,6 +30,7 @@ from weightd.core.manifest import FileSpec, Validator
 from weightd.core.parts import ALIGN, Part, plan_parts
 from weightd.engine.buffers import Buffers, SegmentBuffers, SlabBuffers
 from weightd.engine.jobs import FileJob
+from weightd.engine.threads import BULK_NICE
 from weightd.engine.transfer import Stopped, Transfer, TransferOptions
 from weightd.storage.memory import MemorySegment, MemorySegmentStore
 
@@ -283,3 +285,29 @@ def test_memory_that_ends_on_the_way(count: int) -> None:
     assert isinstance(run.error, ShmFull)
     assert run.error.file
     run._check_nothing_left()
+
+
+def test_threads_that_move_bytes_step_back() -> None:
+    run = Run(PLAIN)
+    before, seen = niceness(), []
+
+    def noting(call: Callable[..., None]) -> Callable[..., None]:
+        def noted(*args: object) -> None:
+            seen.append(niceness())
+            call(*args)
+
+        return noted
+
+    run.origin.on_read = noting(run._on_read)
+    for job in run.jobs:
+        assert job.write is not None
+        job.write = noting(job.write)
+    run.go()
+    run.check()
+    assert len(seen) >= 2 * len(run.jobs)
+    assert min(seen) >= BULK_NICE
+    assert niceness() == before
+
+
+def niceness() -> int:
+    return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())

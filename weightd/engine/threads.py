@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Final, TypeVar
 
 T = TypeVar("T")
+
+BULK_NICE: Final = 5
+"""Niceness of threads that move bytes: on a host without a free core the event loop runs first."""
+
+
+def step_back() -> None:
+    """The calling thread moves bytes: the event loop, and the workers of the host, go before it."""
+    thread = threading.get_native_id()
+    # Linux keeps niceness by thread (sched(7)). One that is nicer already stays so.
+    if os.getpriority(os.PRIO_PROCESS, thread) < BULK_NICE:
+        os.setpriority(os.PRIO_PROCESS, thread, BULK_NICE)
 
 
 async def in_own_thread(call: Callable[[], T], stop: Callable[[], None], name: str) -> T:

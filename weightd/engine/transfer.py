@@ -20,6 +20,7 @@ from weightd.core.backoff import full_jitter
 from weightd.core.errors import ChecksumMismatch, SourceUnavailable, WeightdError
 from weightd.core.parts import DEFAULT_PART, MIB, Part
 from weightd.engine.jobs import FileJob, Received
+from weightd.engine.threads import step_back
 from weightd.sources.protocols import Reader
 
 RECEIVE = 4 * MIB
@@ -71,8 +72,8 @@ class Transfer:
         self._over = threading.Event()
         self._error: BaseException | None = None
         self._readers: set[Reader] = set()
-        self._hashers = ThreadPoolExecutor(options.hashers, "weightd-hash")
-        self._writers = ThreadPoolExecutor(options.writers, "weightd-write")
+        self._hashers = ThreadPoolExecutor(options.hashers, "weightd-hash", step_back)
+        self._writers = ThreadPoolExecutor(options.writers, "weightd-write", step_back)
 
     def run(self) -> None:
         """Blocks until all files are done, or raises the first error; Stopped after `stop`."""
@@ -111,6 +112,7 @@ class Transfer:
     def _receive(self) -> None:
         readers: dict[int, Reader] = {}
         try:
+            step_back()
             while (task := self._next()) is not None:
                 self._perform(task, readers)
         except Stopped:
