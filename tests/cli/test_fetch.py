@@ -116,15 +116,18 @@ def test_a_signal_takes_back_what_was_begun(
 ) -> None:
     origin.fault("raw.bin", Fault(stall_after=1 << 20))
     to = ["--to", str(tmp_path / "d")] if way == "directory" else []
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-m", "weightd", "--socket", str(served.socket), "fetch", origin.url("raw.bin"), *to],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    )
-    origin.wait_for(2)
-    process.send_signal(number)
-    out, err = process.communicate(timeout=60)
+    ) as process:
+        try:
+            origin.wait_for(2)
+            process.send_signal(number)
+            out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == code, err
     assert out == ""
     assert "Traceback" not in err

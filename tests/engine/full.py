@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import subprocess
 import sys
@@ -35,12 +36,19 @@ def origin() -> Origin:
 
 
 def fill(directory: Path, leave: int = 0) -> Path:
-    """Take all room there but `leave` bytes."""
+    """Take all room there but `leave` bytes, also while others take some."""
     path = directory / "filler"
     with path.open("wb") as file:
-        status = os.statvfs(directory)
-        os.posix_fallocate(file.fileno(), 0, max(4096, status.f_bavail * status.f_frsize - leave))
-    return path
+        for _ in range(1000):
+            status = os.statvfs(directory)
+            try:
+                os.posix_fallocate(file.fileno(), 0, max(4096, status.f_bavail * status.f_frsize - leave))
+            except OSError as e:
+                if e.errno != errno.ENOSPC:
+                    raise
+            else:
+                return path
+    raise AssertionError(f"{directory} could not be filled")
 
 
 async def refused(call: object, error: type[Exhausted]) -> None:
