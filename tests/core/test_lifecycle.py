@@ -26,7 +26,7 @@ ALL: list[tuple[type[enum.Enum], Table]] = [  # type: ignore[type-arg]
     (Residency, RESIDENCY),
     (DaemonState, DAEMON),
 ]
-ENDS = {IngestState.COMMITTED, IngestState.ABORTED, SegmentState.UNLINKED, DaemonState.STOPPED}
+ENDS = {IngestState.COMMITTED, IngestState.ABORTED, IngestState.KEPT, SegmentState.UNLINKED, DaemonState.STOPPED}
 
 
 @pytest.mark.parametrize(("states", "table"), ALL)

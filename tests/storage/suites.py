@@ -7,6 +7,7 @@ import mmap
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import xxhash
 
 from weightd.core.digest import Digest, digest_of
 from weightd.core.errors import Corruption, DiskFull, NotFound, ShmFull, Unavailable
@@ -204,6 +205,10 @@ class BlobStoreSuite:
     def truncate(self, store: BlobStore, digest: Digest, size: int) -> None:
         raise NotImplementedError
 
+    def later(self, store: BlobStore) -> BlobStore:
+        """The store of the next process on the same disk."""
+        raise NotImplementedError
+
     @staticmethod
     def write(ingest: Ingest, data: bytes) -> None:
         for part in reversed(plan_parts(len(data), PART)):
@@ -320,10 +325,99 @@ class BlobStoreSuite:
         digest = self.put(store, b"abc")
         store.ingest(10)
         store.ingest(0)
-        assert store.drop_leftovers() == 2
-        assert store.drop_leftovers() == 0
+        later = self.later(store)
+        assert later.drop_leftovers() == 2
+        assert later.drop_leftovers() == 0
         assert self.open_ingests(store) == 0
         assert list(store.digests()) == [digest]
+
+    def kept(self, store: BlobStore, data: bytes, *parts: int, identity: str = "source:1") -> None:
+        """An ingest of which these parts were recorded, closed to be resumed."""
+        ingest = store.ingest(len(data), [identity], PART)
+        for part in (plan_parts(len(data), PART)[i] for i in parts):
+            ingest.write(part.offset, aligned(data)[part.offset : part.offset + part.length])
+            ingest.record({part.index: xxhash.xxh3_128_digest(data[part.offset : part.offset + part.length])})
+        assert ingest.keep()
+
+    def test_a_kept_ingest_is_resumed(self, store: BlobStore) -> None:
+        data = pattern(3 * PART + 5)
+        self.kept(store, data, 2, 0)
+        assert self.open_ingests(store) == len(store.kept()) == 1
+        later = self.later(store)
+        assert later.drop_leftovers() == 0
+        ingest = later.ingest(len(data), ["other", "source:1"], 2 * PART)
+        assert ingest.part_size == PART
+        assert ingest.held == {i: xxhash.xxh3_128_digest(data[i * PART : (i + 1) * PART]) for i in (0, 2)}
+        assert later.kept() == []
+        with mmap.mmap(-1, PART) as buffer, memoryview(buffer) as view:
+            ingest.read(2 * PART, view)
+            assert bytes(view) == data[2 * PART : 3 * PART]
+        for part in (1, 3):
+            ingest.write(part * PART, aligned(data)[part * PART : (part + 1) * PART])
+        ingest.record({1: b"1" * 16})
+        ingest.commit(sha256(data))
+        assert self.read(later, sha256(data), 0, len(data)) == data
+        assert self.open_ingests(later) == 0
+
+    def test_only_one_resumes_it(self, store: BlobStore) -> None:
+        data = pattern(2 * PART)
+        self.kept(store, data, 0)
+        first, second = (store.ingest(len(data), ["source:1"], PART) for _ in range(2))
+        assert (len(first.held), len(second.held)) == (1, 0)
+        for ingest in (first, second):
+            ingest.abort()
+        assert self.open_ingests(store) == 0
+
+    def test_what_was_resumed_can_be_kept_again(self, store: BlobStore) -> None:
+        data = pattern(3 * PART)
+        self.kept(store, data, 0)
+        ingest = store.ingest(len(data), ["source:1"], PART)
+        ingest.record({1: b"1" * 16})
+        assert ingest.keep()
+        ingest.abort()
+        assert set(store.ingest(len(data), ["source:1"], PART).held) == {0, 1}
+
+    def test_another_size_is_not_resumed(self, store: BlobStore) -> None:
+        self.kept(store, pattern(2 * PART), 0)
+        assert store.ingest(2 * PART + 1, ["source:1"], PART).held == {}
+        assert store.kept() == []
+
+    @pytest.mark.parametrize(("identity", "size"), [("", 2 * PART), ("source:1", PART), ("source:1", 0)])
+    def test_what_cannot_be_resumed_is_not_kept(self, store: BlobStore, identity: str, size: int) -> None:
+        ingest = store.ingest(size, [identity], PART)
+        ingest.record({0: b"0" * 16})
+        assert not ingest.keep()
+        assert self.open_ingests(store) == len(store.kept()) == 0
+
+    def test_without_a_record_nothing_is_kept(self, store: BlobStore) -> None:
+        ingest = store.ingest(2 * PART, ["source:1"], PART)
+        assert not ingest.keep()
+        assert self.open_ingests(store) == 0
+
+    def test_a_kept_ingest_is_dropped(self, store: BlobStore) -> None:
+        self.kept(store, pattern(2 * PART), 0)
+        (kept,) = store.kept()
+        assert kept.size == 2 * PART
+        store.drop_kept(kept)
+        store.drop_kept(kept)
+        assert self.open_ingests(store) == 0
+
+    def test_a_damaged_blob_becomes_an_ingest(self, store: BlobStore) -> None:
+        data = pattern(3 * PART + 1)
+        digest = self.put(store, data)
+        self.truncate(store, digest, 2 * PART)
+        checksums = [xxhash.xxh3_128_digest(data[i : i + PART]) for i in range(0, len(data), PART)]
+        assert store.salvage(digest, len(data), PART, checksums)
+        assert list(store.digests()) == []
+        ingest = store.ingest(len(data), [digest], PART)
+        assert ingest.held == dict(enumerate(checksums))
+        self.write(ingest, data)
+        ingest.commit(digest)
+        assert self.read(store, digest, 0, len(data)) == data
+
+    def test_what_is_not_there_is_not_salvaged(self, store: BlobStore) -> None:
+        assert not store.salvage(sha256(b"abc"), 3 * PART, PART, [b"0" * 16] * 3)
+        assert self.open_ingests(store) == len(store.kept()) == 0
 
     def test_written_by_many_threads(self, store: BlobStore) -> None:
         data = pattern(40 * PART + 17)

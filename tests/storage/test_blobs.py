@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.storage.suites import BlobStoreSuite, aligned, pattern, sha256
+from tests.storage.suites import PART, BlobStoreSuite, aligned, pattern, sha256
 from weightd.core.digest import Digest
-from weightd.core.errors import Corruption, PathInTheWay
+from weightd.core.errors import Corruption, PathInTheWay, Unavailable
 from weightd.storage.blobs import DirectoryBlobStore
 from weightd.storage.memory import MemoryBlobStore
 
@@ -24,6 +24,9 @@ class TestDirectoryBlobStore(BlobStoreSuite):
 
     def truncate(self, store: DirectoryBlobStore, digest: Digest, size: int) -> None:
         os.truncate(store.path(digest), size)
+
+    def later(self, store: DirectoryBlobStore) -> DirectoryBlobStore:
+        return DirectoryBlobStore(store.root)
 
     def test_blobs_are_read_only_files_of_their_size(self, store: DirectoryBlobStore) -> None:
         path = store.path(self.put(store, pattern(5000)))
@@ -60,7 +63,49 @@ class TestDirectoryBlobStore(BlobStoreSuite):
     def test_a_directory_among_the_ingests_is_nobodys_leftover(self, store: DirectoryBlobStore) -> None:
         (store.ingests / "lost+found").mkdir()
         store.ingest(10)
-        assert store.drop_leftovers() == 1
+        assert self.later(store).drop_leftovers() == 1
+
+    @pytest.mark.parametrize("damage", ["no ledger", "torn header", "no data", "data is a directory", "old"])
+    def test_what_cannot_be_resumed_is_a_leftover(self, store: DirectoryBlobStore, damage: str) -> None:
+        self.kept(store, pattern(2 * PART), 0)
+        (place,) = store.ingests.iterdir()
+        if damage == "no ledger":
+            (place / "ledger").unlink()
+        elif damage == "torn header":
+            os.truncate(place / "ledger", 20)
+        elif damage == "old":
+            os.utime(place / "ledger", (0, 0))
+        else:
+            (place / "data").unlink()
+            if damage == "data is a directory":
+                (place / "data").mkdir()
+        if damage != "old":
+            assert self.later(store).ingest(2 * PART, ["source:1"], PART).held == {}
+        assert self.later(store).drop_leftovers() == 1
+        assert self.open_ingests(store) == 0
+
+    def test_an_ingest_that_another_process_took_is_not_written(self, store: DirectoryBlobStore) -> None:
+        """Two daemons on one state directory, where flock(2) does nothing."""
+        first = store.ingest(2 * PART, ["source:1"], PART)
+        first.record({0: b"0" * 16})
+        second = self.later(store).ingest(2 * PART, ["source:1"], PART)
+        assert set(second.held) == {0}
+        with pytest.raises(Unavailable, match="another process"):
+            first.write(0, aligned(pattern(PART)))
+        with pytest.raises(Unavailable, match="another process"):
+            first.record({1: b"1" * 16})
+        first.abort()
+        second.write(0, aligned(pattern(PART)))
+        second.abort()
+        assert self.open_ingests(store) == 0
+
+    def test_a_shortened_data_file_is_allocated_again(self, store: DirectoryBlobStore) -> None:
+        self.kept(store, pattern(2 * PART), 0, 1)
+        (place,) = store.ingests.iterdir()
+        os.truncate(place / "data", 100)
+        ingest = self.later(store).ingest(2 * PART, ["source:1"], PART)
+        assert os.stat(next(store.ingests.iterdir()) / "data").st_size == 2 * PART
+        ingest.abort()
 
     def test_a_symlink_in_the_place_of_a_blob_is_not_followed(self, store: DirectoryBlobStore) -> None:
         digest = self.put(store, b"abc")
@@ -107,7 +152,10 @@ class TestMemoryBlobStore(BlobStoreSuite):
         return MemoryBlobStore(16 << 20)
 
     def open_ingests(self, store: MemoryBlobStore) -> int:
-        return len(store.ingests)
+        return len(store.ingests) + len(store.keeping)
+
+    def later(self, store: MemoryBlobStore) -> MemoryBlobStore:
+        return store
 
     def truncate(self, store: MemoryBlobStore, digest: Digest, size: int) -> None:
         store.blobs[digest] = store.blobs[digest][:size]

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -130,3 +134,76 @@ def test_no_directory(tmp_path: Path, kind: str) -> None:
         export.open()
     export.close()
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+BIG = pattern(3 * 4096)
+ABANDON = """
+import os, sys
+from pathlib import Path
+from tests.storage.suites import aligned, pattern
+from weightd.storage.exports import ExportDirectory
+export = ExportDirectory(Path(sys.argv[1]))
+export.open()
+ingest = export.ingest("model.bin", 3 * 4096, ["source:1"], 4096)
+ingest.write(0, aligned(pattern(4096)))
+ingest.record({0: b"0" * 16})
+print("ready", flush=True)
+sys.stdin.read()
+os._exit(1)
+"""
+
+
+def resumed(root: Path) -> dict[int, bytes]:
+    export = ExportDirectory(root)
+    export.open()
+    try:
+        return dict(export.ingest("model.bin", len(BIG), ["source:1"], 4096).held)
+    finally:
+        export.close()
+
+
+def test_what_was_kept_is_resumed_by_the_next_one(export: ExportDirectory, root: Path) -> None:
+    ingest = export.ingest("model.bin", len(BIG), ["source:1"], 4096)
+    ingest.record({0: b"0" * 16})
+    assert ingest.keep()
+    assert export.close(keep=True)
+    assert resumed(root) == {0: b"0" * 16}
+    assert not root.exists() or list(root.iterdir()) == []
+
+
+def test_nothing_is_kept_where_nothing_can_be_resumed(export: ExportDirectory, root: Path) -> None:
+    assert not export.ingest("model.bin", len(BIG), [], 4096).keep()
+    assert not export.close(keep=True)
+    assert not root.exists()
+
+
+def test_what_a_dead_process_left_is_taken_over_and_a_live_ones_not(root: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", ABANDON, str(root)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    assert resumed(root) == {}
+    process.communicate()
+    assert resumed(root) == {0: b"0" * 16}
+    assert list(root.iterdir()) == []
+
+
+def test_a_directory_that_another_host_locks_is_left_alone(export: ExportDirectory, root: Path) -> None:
+    other = root / ".weightd-01234567-1-1-abc"
+    other.mkdir()
+    lock = os.open(other, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    assert resumed(root) == {}
+    assert other.is_dir()
+    os.close(lock)
+    assert resumed(root) == {}
+    assert not other.exists()
+
+
+def test_directories_of_the_user_are_not_touched(export: ExportDirectory, root: Path) -> None:
+    (root / ".weightd-notes").mkdir()
+    (root / ".weightd-00000000-0-0-link").symlink_to(root / ".weightd-notes")
+    assert resumed(root) == {}
+    assert (root / ".weightd-notes").is_dir()
+    assert (root / ".weightd-00000000-0-0-link").is_symlink()

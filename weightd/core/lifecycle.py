@@ -44,10 +44,11 @@ class IngestState(enum.Enum):
     VERIFYING = "verifying"
     COMMITTED = "committed"
     ABORTED = "aborted"
+    KEPT = "kept"
 
 
 INGEST: Table[IngestState] = {
-    IngestState.OPEN: frozenset({IngestState.VERIFYING, IngestState.ABORTED}),
+    IngestState.OPEN: frozenset({IngestState.VERIFYING, IngestState.ABORTED, IngestState.KEPT}),
     IngestState.VERIFYING: frozenset({IngestState.COMMITTED, IngestState.ABORTED}),
 }
 

@@ -26,8 +26,8 @@ from weightd.engine.threads import finish, in_own_thread
 from weightd.engine.tracker import Tracker
 from weightd.engine.transfer import Transfer, TransferOptions
 from weightd.sources.protocols import Source
-from weightd.storage.blobs import FileIngest
 from weightd.storage.exports import ExportDirectory
+from weightd.storage.ingests import FileIngest
 
 T = TypeVar("T")
 

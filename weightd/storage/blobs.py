@@ -1,26 +1,20 @@
-"""Blobs on disk: `blobs/sha256/ab/<hex>`, 0440, committed by rename; open ingests in `ingest/<id>`."""
+"""Blobs on disk: `blobs/sha256/ab/<hex>`, 0440, committed by rename; open ingests in `ingest/`."""
 
 from __future__ import annotations
 
 import errno
 import os
-import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from weightd.core.digest import Digest, hex_of, parse_digest
 from weightd.core.errors import Corruption, DigestSyntax, NotFound, PathInTheWay
-from weightd.core.lifecycle import INGEST, IngestState, Lifecycle
-from weightd.storage.direct import (
-    disk_errors,
-    free_bytes,
-    fsync_directory,
-    open_direct,
-    pread_all,
-    pwrite_all,
-)
+from weightd.core.lifecycle import IngestState
+from weightd.storage.direct import disk_errors, free_bytes, fsync_directory, open_direct, pread_all
+from weightd.storage.ingests import FileIngest, IngestDirectory
+from weightd.storage.ledger import LedgerHeader
 
 BLOB_MODE = 0o440
 _DAMAGE = {
@@ -30,85 +24,32 @@ _DAMAGE = {
 }
 
 
-class FileIngest:
-    """An invisible write of `size` bytes to `temporary`, which `commit` renames to where `place` says.
+class BlobIngest:
+    """See `protocols.Ingest`."""
 
-    Used for blobs and for exported files. `place(digest)` returns the final path; its directory is made here.
-    """
-
-    def __init__(self, temporary: Path, size: int, mode: int = BLOB_MODE) -> None:
-        self.temporary, self.size, self._mode = temporary, size, mode
-        self._life = Lifecycle("ingest", INGEST, IngestState.OPEN)
-        try:
-            with self._opened(os.O_CREAT | os.O_EXCL) as fd:
-                if size:
-                    os.posix_fallocate(fd, 0, size)
-        except BaseException:
-            self.abort()
-            raise
+    def __init__(self, store: DirectoryBlobStore, file: FileIngest) -> None:
+        self._store, self._file = store, file
+        self.held = file.held
+        self.part_size = file.part_size
+        self.write, self.read, self.record, self.keep, self.abort = (
+            file.write, file.read, file.record, file.keep, file.abort,
+        )  # fmt: skip
 
     @property
     def state(self) -> IngestState:
-        return self._life.state
-
-    @contextmanager
-    def _opened(self, flags: int = 0) -> Iterator[int]:
-        """Open for one operation: a model may have more files than a process may have descriptors."""
-        with disk_errors(self.temporary.parent):
-            fd = open_direct(self.temporary, os.O_RDWR | flags)
-            try:
-                yield fd
-            finally:
-                os.close(fd)
-
-    def write(self, offset: int, data: memoryview) -> None:
-        with self._opened() as fd:
-            pwrite_all(fd, offset, data)
-
-    def read(self, offset: int, view: memoryview) -> None:
-        with self._opened() as fd:
-            pread_all(fd, offset, view, what=f"ingest {self.temporary.name}")
-
-    def finish(self) -> None:
-        """All bytes are verified: cut to size, read-only, durable; not yet visible."""
-        self._life.to(IngestState.VERIFYING)
-        with self._opened() as fd:
-            os.ftruncate(fd, self.size)
-            os.fchmod(fd, self._mode)
-            os.fsync(fd)
-
-    def rename(self, target: Path) -> None:
-        """Visible and durable under `target`, whose directory exists. Closes."""
-        with disk_errors(target.parent), _a_file_at(target):
-            self.temporary.rename(target)
-        self._life.to(IngestState.COMMITTED)
-        fsync_directory(target.parent)
-
-    def abort(self) -> None:
-        if self.state in (IngestState.COMMITTED, IngestState.ABORTED):
-            return
-        self._life.to(IngestState.ABORTED)
-        self.temporary.unlink(missing_ok=True)
-
-    def __repr__(self) -> str:
-        return f"<FileIngest {self.temporary.name} {self.state.name} {self.size}>"
-
-
-class BlobIngest(FileIngest):
-    """See `protocols.Ingest`."""
-
-    def __init__(self, store: DirectoryBlobStore, size: int) -> None:
-        self._store = store
-        super().__init__(store.ingests / secrets.token_hex(8), size)
+        return self._file.state
 
     def commit(self, digest: Digest) -> None:
         try:
-            self.finish()
+            self._file.finish()
             target = self._store.path(digest)
             self._store.make_parent(target)
-            self.rename(target)
+            self._file.rename(target)
         finally:
-            self.abort()
+            self._file.abort()
+
+    def __repr__(self) -> str:
+        return f"<BlobIngest of {self._file!r}>"
 
 
 class DirectoryBlobStore:
@@ -120,9 +61,15 @@ class DirectoryBlobStore:
         self.ingests = root / "ingest"
         for directory in (self.blobs, self.ingests):
             _make_directory(directory)
+        self._directory = IngestDirectory(self.ingests, BLOB_MODE)
+        self.kept, self.drop_kept = self._directory.kept, self._directory.drop
+        self.drop_leftovers = self._directory.drop_leftovers
 
-    def ingest(self, size: int) -> BlobIngest:
-        return BlobIngest(self, size)
+    def ingest(self, size: int, identities: Sequence[str] = (), part_size: int = 0) -> BlobIngest:
+        return BlobIngest(self, self._directory.open(size, identities, part_size))
+
+    def salvage(self, digest: Digest, size: int, part_size: int, checksums: Sequence[bytes]) -> bool:
+        return self._directory.adopt(self.path(digest), LedgerHeader(digest, size, part_size), checksums)
 
     def path(self, digest: Digest) -> Path:
         name = hex_of(digest)
@@ -172,12 +119,6 @@ class DirectoryBlobStore:
             # A file in another place than its own is none of ours.
             if self.path(digest) == path:
                 yield digest
-
-    def drop_leftovers(self) -> int:
-        found = [Path(e.path) for e in os.scandir(self.ingests) if not e.is_dir(follow_symlinks=False)]
-        for path in found:
-            path.unlink()
-        return len(found)
 
     def __repr__(self) -> str:
         return f"<DirectoryBlobStore {self.root}>"

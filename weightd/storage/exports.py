@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import secrets
 import shutil
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from weightd.core.errors import PathInTheWay
 from weightd.core.manifest import check_path
-from weightd.storage.blobs import FileIngest
 from weightd.storage.direct import disk_errors, fsync_directory
+from weightd.storage.ingests import FileIngest, IngestDirectory
+from weightd.storage.owners import Owner, parse_owner, this_process
 
 EXPORT_MODE = 0o644
 TEMPORARY = ".weightd-"
+NOBODY = Owner(boot="0" * 8, pid=0, started=0)
+"""Owner of what was kept by a process that may live on."""
 
 
 class ExportDirectory:
-    """Files are written below `DIR/.weightd-<random>/` and appear in DIR only by `publish`, all verified.
+    """Files are written below `DIR/.weightd-<owner>-<random>/` and appear in DIR only by `publish`, all verified.
 
-    `open` first, `close` in any case. Nothing is ever written through a symlink below DIR. Blocking.
+    `open` first, `close` in any case. What a dead process left there is taken over, so that its ingests are resumed.
+    Nothing is ever written through a symlink below DIR. Blocking.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._work = root / (TEMPORARY + secrets.token_hex(6))
+        self._work = root / f"{TEMPORARY}{this_process()}-{secrets.token_hex(6)}"
+        self._ingests = IngestDirectory(self._work, EXPORT_MODE)
+        self._lock = -1
         self._made: list[Path] = []
 
     def open(self) -> None:
@@ -39,6 +47,23 @@ class ExportDirectory:
                 raise PathInTheWay(
                     f"{self.root} is not a directory", remedy="Name a directory, or a new path."
                 ) from None
+        self._lock = _lock(self._work)
+        for other in self.root.glob(f"{TEMPORARY}*"):
+            self._take_over(other)
+
+    def _take_over(self, other: Path) -> None:
+        """Two things say that its process lives: the process table, and a flock for hosts that share a disk."""
+        owner = parse_owner(other.name.removeprefix(TEMPORARY))
+        if other == self._work or owner is None or owner.alive or other.is_symlink() or not other.is_dir():
+            return
+        lock = _lock(other)
+        if lock < 0:
+            return
+        try:
+            self._ingests.take_over(other)
+            shutil.rmtree(other, ignore_errors=True)
+        finally:
+            os.close(lock)
 
     def _make(self, directory: Path) -> None:
         """With its parents; `close` removes those again that stay empty."""
@@ -67,10 +92,10 @@ class ExportDirectory:
                 f"{place} is {kind}, not {word}", file=path, remedy="Move it away or name another directory."
             )
 
-    def ingest(self, path: str, size: int) -> FileIngest:
-        """Space for one file, not yet visible. Raises DiskFull or PathInTheWay."""
+    def ingest(self, path: str, size: int, identities: Sequence[str] = (), part_size: int = 0) -> FileIngest:
+        """Space for one file, not yet visible; see `protocols.BlobStore.ingest`. Raises DiskFull or PathInTheWay."""
         self.check(path)
-        return FileIngest(self._work / secrets.token_hex(8), size, EXPORT_MODE)
+        return self._ingests.open(size, identities, part_size)
 
     def publish(self, files: dict[str, FileIngest]) -> None:
         """Make all files visible, each replacing an older one of its name; durable when this returns.
@@ -88,9 +113,35 @@ class ExportDirectory:
             ingest.rename(targets[path])
         fsync_directory(self.root)
 
-    def close(self) -> None:
-        """What was not published goes, and every directory that was made here and holds nothing. Idempotent."""
-        shutil.rmtree(self._work, ignore_errors=True)
+    def close(self, *, keep: bool = False) -> bool:
+        """What was not published goes, and every directory that was made here and holds nothing. Idempotent.
+
+        With `keep`, ingests that can be resumed stay for the next one to open this directory; True if there are any.
+        """
+        lock, self._lock = self._lock, -1
+        kept = keep and self._work.is_dir() and bool(self._ingests.kept())
+        if not kept:
+            shutil.rmtree(self._work, ignore_errors=True)
+        elif lock >= 0:
+            # By its name it is this process's, who may live on: nobody's, it can be taken over at once.
+            self._work.rename(self.root / f"{TEMPORARY}{NOBODY}-{secrets.token_hex(6)}")
+        if lock >= 0:
+            os.close(lock)
         for path in reversed(self._made):
             with suppress(OSError):
                 path.rmdir()
+        return kept
+
+
+def _lock(directory: Path) -> int:
+    """A descriptor that holds the flock of `directory`; -1 where somebody else holds it or nobody can."""
+    try:
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return -1
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)
+        return -1
+    return fd

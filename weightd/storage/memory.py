@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -17,6 +17,7 @@ from weightd.core.digest import Digest, hex_of
 from weightd.core.errors import Corruption, DiskFull, NotFound, ShmFull, Unavailable
 from weightd.core.lifecycle import INGEST, SEGMENT, IngestState, Lifecycle, SegmentState
 from weightd.core.parts import ALIGN
+from weightd.storage.ingests import Kept
 from weightd.storage.pages import footprint
 
 ROOT: Final = Path("/nonexistent/weightd-memory")
@@ -120,8 +121,11 @@ class MemorySegmentStore:
 class MemoryIngest:
     """See `protocols.Ingest`. Made by MemoryBlobStore.ingest."""
 
-    def __init__(self, store: MemoryBlobStore, size: int) -> None:
-        self._store, self.size = store, size
+    def __init__(self, store: MemoryBlobStore, size: int, identity: str = "", part_size: int = 0) -> None:
+        self._store, self.size, self.identity = store, size, identity
+        self.part_size = part_size if identity else 0
+        self.held: dict[int, bytes] = {}
+        self._recorded: dict[int, bytes] = {}
         self._life = Lifecycle("ingest", INGEST, IngestState.OPEN)
         self._data = bytearray(size)
         store.ingests.add(self)
@@ -138,6 +142,24 @@ class MemoryIngest:
     def read(self, offset: int, view: memoryview) -> None:
         _fill(self._data, offset, view, "the ingest")
 
+    def record(self, parts: Mapping[int, bytes]) -> None:
+        if self.part_size and self.state is IngestState.OPEN:
+            self._recorded |= parts
+
+    def keep(self) -> bool:
+        if self.state is IngestState.OPEN and (self._recorded or self.held):
+            self._life.to(IngestState.KEPT)
+            self._store.ingests.discard(self)
+            self._store.keeping[self.identity] = self
+        self.abort()
+        return self.state is IngestState.KEPT
+
+    def successor(self) -> MemoryIngest:
+        """The same bytes, resumed."""
+        later = MemoryIngest(self._store, self.size, self.identity, self.part_size)
+        later._data, later.held = self._data, self.held | self._recorded
+        return later
+
     def commit(self, digest: Digest) -> None:
         try:
             self._life.to(IngestState.VERIFYING)
@@ -148,7 +170,7 @@ class MemoryIngest:
             self.abort()
 
     def abort(self) -> None:
-        if self.state not in (IngestState.COMMITTED, IngestState.ABORTED):
+        if self.state in (IngestState.OPEN, IngestState.VERIFYING):
             self._life.to(IngestState.ABORTED)
             self._store.ingests.discard(self)
 
@@ -164,12 +186,34 @@ class MemoryBlobStore:
         self._lock = threading.Lock()
         self.blobs: dict[Digest, bytes] = {}
         self.ingests: set[MemoryIngest] = set()
+        self.keeping: dict[str, MemoryIngest] = {}
 
-    def ingest(self, size: int) -> MemoryIngest:
+    def ingest(self, size: int, identities: Sequence[str] = (), part_size: int = 0) -> MemoryIngest:
+        identities = [i for i in identities if i]
         with self._lock:
+            for identity in identities:
+                kept = self.keeping.pop(identity, None)
+                if kept is not None and kept.size == size:
+                    return kept.successor()
             if size > self.free():
                 raise DiskFull(f"memory is full: {size} bytes wanted, {self.free()} free", remedy="Use a larger one.")
-            return MemoryIngest(self, size)
+            identity = identities[0] if identities and 0 < part_size < size else ""
+            return MemoryIngest(self, size, identity, part_size)
+
+    def salvage(self, digest: Digest, size: int, part_size: int, checksums: Sequence[bytes]) -> bool:
+        data = self.blobs.pop(digest, None)
+        if data is None:
+            return False
+        ingest = MemoryIngest(self, size, digest, part_size)
+        ingest._data[:] = data[:size].ljust(size, b"\0")
+        ingest.record(dict(enumerate(checksums)))
+        return ingest.keep()
+
+    def kept(self) -> list[Kept]:
+        return [Kept(name, ingest.size, 0.0) for name, ingest in self.keeping.items()]
+
+    def drop_kept(self, kept: Kept) -> None:
+        self.keeping.pop(kept.name, None)
 
     def path(self, digest: Digest) -> Path:
         name = hex_of(digest)
@@ -190,6 +234,7 @@ class MemoryBlobStore:
 
     def free(self) -> int:
         used = sum(len(b) for b in self.blobs.values()) + sum(i.size for i in self.ingests)
+        used += sum(i.size for i in self.keeping.values())
         return self._capacity - used
 
     def digests(self) -> Iterator[Digest]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from weightd.core.digest import Digest
 from weightd.core.lifecycle import SegmentState
+from weightd.storage.ingests import Kept
 
 
 class Segment(Protocol):
@@ -82,7 +83,17 @@ class SegmentStore(Protocol):
 
 
 class Ingest(Protocol):
-    """An invisible write of one blob: OPEN → VERIFYING → COMMITTED, or ABORTED."""
+    """An invisible write of one blob: OPEN → VERIFYING → COMMITTED, or ABORTED, or KEPT to be resumed later."""
+
+    @property
+    def held(self) -> Mapping[int, bytes]:
+        """What an earlier process recorded: the xxh3-128 of parts by index. To be proven by reading them."""
+        ...
+
+    @property
+    def part_size(self) -> int:
+        """Bytes of the parts that `held` and `record` count; 0 for an ingest that nobody resumes."""
+        ...
 
     def write(self, offset: int, data: memoryview) -> None:
         """Any thread, any order, disjoint ranges; `offset` is a multiple of parts.ALIGN, and so is the address of
@@ -93,20 +104,47 @@ class Ingest(Protocol):
         """Fill `view`, aligned as for `write`, with what was written at `offset`; for checks before the commit."""
         ...
 
+    def record(self, parts: Mapping[int, bytes]) -> None:
+        """Parts with these checksums were written: make them durable, then their record. Does nothing for an ingest
+        that nobody resumes, or that is not OPEN. Raises DiskFull."""
+        ...
+
     def commit(self, digest: Digest) -> None:
         """Durable, then visible under `digest`. The caller has verified the bytes. Always closes, also on error."""
         ...
 
+    def keep(self) -> bool:
+        """Close, and leave what was recorded to be resumed; False where nothing was, and then nothing stays.
+        Idempotent, and harmless after `commit`."""
+        ...
+
     def abort(self) -> None:
-        """Nothing stays. Idempotent, and harmless after `commit`."""
+        """Nothing stays. Idempotent, and harmless after `commit` and `keep`."""
         ...
 
 
 class BlobStore(Protocol):
     """Immutable bytes by digest."""
 
-    def ingest(self, size: int) -> Ingest:
-        """Space for `size` bytes is allocated here. Raises DiskFull; then nothing is left behind."""
+    def ingest(self, size: int, identities: Sequence[str] = (), part_size: int = 0) -> Ingest:
+        """The kept ingest of one of `identities` (digests or source keys), or a new one, with space for `size` bytes.
+
+        A new one of more than one part of `part_size` bytes may be resumed later under `identities[0]`. No two
+        processes get the same ingest. Raises DiskFull; then nothing is left behind.
+        """
+        ...
+
+    def salvage(self, digest: Digest, size: int, part_size: int, checksums: Sequence[bytes]) -> bool:
+        """Take a damaged blob out of the store, and keep it as an ingest under its digest: the parts that still have
+        their checksums need not be fetched again. False when it cannot be; the blob is where it was."""
+        ...
+
+    def kept(self) -> list[Kept]:
+        """Ingests that wait to be resumed, the longest unused first."""
+        ...
+
+    def drop_kept(self, kept: Kept) -> None:
+        """Idempotent; harmless for one that was resumed since."""
         ...
 
     def path(self, digest: Digest) -> Path:
@@ -135,5 +173,5 @@ class BlobStore(Protocol):
         ...
 
     def drop_leftovers(self) -> int:
-        """Remove every open ingest of an earlier process; returns how many."""
+        """Remove the ingests of earlier processes that cannot be resumed or are too old; returns how many."""
         ...

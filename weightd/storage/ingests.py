@@ -1,0 +1,308 @@
+"""Invisible writes, and what is left of those that did not end.
+
+`<name>.<token>/data` with a `ledger` beside it for files of several parts whose identity is known: a later process
+takes such a directory over by renaming it, which only one can do. Anything else is one file, `<token>`, that nobody
+resumes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import shutil
+import stat
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from weightd.core.errors import PathInTheWay, Unavailable
+from weightd.core.lifecycle import INGEST, IngestState, Lifecycle
+from weightd.storage.direct import disk_errors, fsync_directory, open_direct, pread_all, pwrite_all
+from weightd.storage.ledger import Ledger, LedgerHeader
+
+KEEP_S: Final = 7 * 86400.0
+"""How long nobody has to come back for an ingest before a start drops it."""
+DATA, LEDGER = "data", "ledger"
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """An ingest that waits to be resumed: `size` in bytes on disk, `used` seconds since the epoch."""
+
+    name: str
+    size: int
+    used: float
+
+
+def name_of(identity: str) -> str:
+    """The directory name of an identity, which may be long and hold anything."""
+    return hashlib.sha256(identity.encode()).hexdigest()[:32]
+
+
+class FileIngest:
+    """See `protocols.Ingest`. Made by `IngestDirectory.open`."""
+
+    def __init__(self, owner: IngestDirectory, place: Path, size: int, header: LedgerHeader | None) -> None:
+        self._owner, self.place, self.size, self._header = owner, place, size, header
+        self.temporary = place / DATA if header else place
+        self.part_size = header.part_size if header else 0
+        self.held: dict[int, bytes] = {}
+        self._ledger: Ledger | None = None
+        self._life = Lifecycle("ingest", INGEST, IngestState.OPEN)
+        self._recording = threading.Lock()
+
+    def allocate(self) -> None:
+        """Space for all of it. Raises DiskFull; then nothing stays."""
+        try:
+            if self._header:
+                with disk_errors(self.place.parent):
+                    self.place.mkdir(mode=0o700)
+            with self._opened(os.O_CREAT | os.O_EXCL) as fd:
+                if self.size:
+                    os.posix_fallocate(fd, 0, self.size)
+        except BaseException:
+            self.abort()
+            raise
+
+    def resume(self, ledger: Ledger, held: dict[int, bytes]) -> bool:
+        """Go on with what is in `place`; False when its data cannot be used."""
+        try:
+            with self._opened() as fd:
+                if not stat.S_ISREG(os.fstat(fd).st_mode):
+                    return False
+                os.posix_fallocate(fd, 0, self.size)
+        except (Unavailable, PathInTheWay):
+            return False
+        self._ledger, self.held = ledger, held
+        return True
+
+    @property
+    def state(self) -> IngestState:
+        return self._life.state
+
+    @contextmanager
+    def _opened(self, flags: int = 0) -> Iterator[int]:
+        """Open for one operation: a model may have more files than a process may have descriptors."""
+        with disk_errors(self.temporary.parent):
+            try:
+                fd = open_direct(self.temporary, os.O_RDWR | flags)
+            except (FileNotFoundError, NotADirectoryError):
+                raise Unavailable(
+                    f"the ingest {self.place} is gone: another process took it over or removed it",
+                    remedy="Let one daemon use a state directory; then try again.",
+                ) from None
+            except (IsADirectoryError, OSError) as e:
+                if not os.path.islink(self.temporary) and not os.path.isdir(self.temporary):
+                    raise
+                raise PathInTheWay(f"{self.temporary} is not a file: {e.strerror}", remedy="Remove it.") from None
+            try:
+                yield fd
+            finally:
+                os.close(fd)
+
+    def write(self, offset: int, data: memoryview) -> None:
+        with self._opened() as fd:
+            pwrite_all(fd, offset, data)
+
+    def read(self, offset: int, view: memoryview) -> None:
+        with self._opened() as fd:
+            pread_all(fd, offset, view, what=f"ingest {self.place.name}")
+
+    def record(self, parts: Mapping[int, bytes]) -> None:
+        with self._recording:
+            if self._header is None or self.state is not IngestState.OPEN:
+                return
+            with self._opened() as fd:
+                os.fdatasync(fd)
+            if self._ledger is None:
+                self._ledger = Ledger.create(self.place / LEDGER, self._header)
+                fsync_directory(self.place)
+                fsync_directory(self.place.parent)
+            self._ledger.append(parts)
+
+    def finish(self) -> None:
+        """All bytes are verified: cut to size, read-only, durable; not yet visible."""
+        with self._recording:
+            self._life.to(IngestState.VERIFYING)
+        with self._opened() as fd:
+            os.ftruncate(fd, self.size)
+            os.fchmod(fd, self._owner.mode)
+            os.fsync(fd)
+
+    def rename(self, target: Path) -> None:
+        """Visible and durable under `target`, whose directory exists. Closes."""
+        with disk_errors(target.parent):
+            try:
+                self.temporary.rename(target)
+            except IsADirectoryError:
+                raise PathInTheWay(f"{target} is a directory", remedy="Move it away.") from None
+        self._life.to(IngestState.COMMITTED)
+        fsync_directory(target.parent)
+        self._remove()
+
+    def keep(self) -> bool:
+        """Leave what is recorded for a later resume; False when there is nothing worth it, and then nothing stays."""
+        with self._recording:
+            if self.state is IngestState.OPEN and self._ledger is not None:
+                self._life.to(IngestState.KEPT)
+                self._owner.closed(self)
+        self.abort()
+        return self.state is IngestState.KEPT
+
+    def abort(self) -> None:
+        with self._recording:
+            if self.state in (IngestState.OPEN, IngestState.VERIFYING):
+                self._life.to(IngestState.ABORTED)
+                self._remove()
+
+    def _remove(self) -> None:
+        _remove(self.place)
+        self._owner.closed(self)
+
+    def __repr__(self) -> str:
+        return f"<FileIngest {self.place.name} {self.state.name} {self.size}>"
+
+
+class IngestDirectory:
+    """The ingests below `root`, of one process at a time. `mode` is that of committed files. Every method blocks."""
+
+    def __init__(self, root: Path, mode: int) -> None:
+        self.root, self.mode = root, mode
+        self._open: set[str] = set()
+        self._lock = threading.Lock()
+
+    def open(self, size: int, identities: Sequence[str], part_size: int) -> FileIngest:
+        """Resume a kept ingest of one of `identities`, or make a new one of the first, which may be resumed later;
+        without identities, or for a file of one part, one that nobody resumes. Raises DiskFull."""
+        identities = [i for i in identities if i]
+        for identity in identities:
+            found = self._claim(identity, size)
+            if found is not None:
+                return found
+        header = LedgerHeader(identities[0], size, part_size) if identities and 0 < part_size < size else None
+        ingest = self._new(size, header)
+        ingest.allocate()
+        return ingest
+
+    def _new(self, size: int, header: LedgerHeader | None) -> FileIngest:
+        prefix = f"{name_of(header.identity)}." if header else ""
+        ingest = FileIngest(self, self.root / (prefix + secrets.token_hex(8)), size, header)
+        with self._lock:
+            self._open.add(ingest.place.name)
+        return ingest
+
+    def closed(self, ingest: FileIngest) -> None:
+        """It is this process's no more."""
+        with self._lock:
+            self._open.discard(ingest.place.name)
+
+    def _claim(self, identity: str, size: int) -> FileIngest | None:
+        for path in self._waiting(name_of(identity)):
+            read = Ledger.read(path / LEDGER)
+            if read is None or read[0].header.identity != identity or read[0].header.size != size:
+                _remove(path)
+                continue
+            ledger, held = read
+            ingest = self._new(size, ledger.header)
+            try:
+                path.rename(ingest.place)
+            except FileNotFoundError:  # somebody else was faster
+                self.closed(ingest)
+                continue
+            if ingest.resume(Ledger(ingest.place / LEDGER, ledger.header), held):
+                return ingest
+            ingest.abort()
+        return None
+
+    def _waiting(self, name: str = "*") -> list[Path]:
+        """Directories that may be resumed and that this process does not use, the latest used first."""
+        with self._lock:
+            found = [p for p in self.root.glob(f"{name}.*") if p.name not in self._open and _is_directory(p)]
+        return sorted(found, key=_used, reverse=True)
+
+    def adopt(self, path: Path, header: LedgerHeader, checksums: Sequence[bytes]) -> bool:
+        """Make the file at `path`, some of whose parts may be damaged, an ingest to be resumed; each part will be
+        proven by its checksum. False when it cannot be; then it is where it was."""
+        if not header.sound or len(checksums) != header.parts:
+            return False
+        ingest = self._new(header.size, header)
+        try:
+            with disk_errors(self.root):
+                ingest.place.mkdir(mode=0o700)
+                Ledger.create(ingest.place / LEDGER, header).append(dict(enumerate(checksums)))
+                path.chmod(0o600, follow_symlinks=False)
+                path.rename(ingest.temporary)
+        except (OSError, NotImplementedError):
+            ingest.abort()
+            return False
+        self.closed(ingest)
+        return True
+
+    def take_over(self, other: Path) -> None:
+        """Whatever can be resumed in another such directory, whose process is dead, is ours now."""
+        for path in other.glob("*.*"):
+            if _is_directory(path):
+                path.rename(self.root / path.name)
+
+    def kept(self) -> list[Kept]:
+        """What waits to be resumed, the longest unused first."""
+        return [Kept(p.name, _allocated(p / DATA), _used(p)) for p in reversed(self._waiting())]
+
+    def drop(self, kept: Kept) -> None:
+        """Idempotent; harmless for one that was resumed since."""
+        with self._lock:
+            if kept.name not in self._open:
+                _remove(self.root / kept.name)
+
+    def drop_leftovers(self) -> int:
+        """Remove what an earlier process left and nobody can, or has come to, resume; returns how many."""
+        count, names = 0, set[str]()
+        waiting = self._waiting()
+        for path in waiting:
+            name = path.name.partition(".")[0]
+            if name in names or not _resumable(path) or time.time() - _used(path) > KEEP_S:
+                _remove(path)
+                count += 1
+            names.add(name)
+        for entry in os.scandir(self.root):
+            if not entry.is_dir(follow_symlinks=False) and entry.name not in self._open:
+                os.unlink(entry.path)
+                count += 1
+        return count
+
+
+def _resumable(path: Path) -> bool:
+    return (path / DATA).is_file() and Ledger.read(path / LEDGER) is not None
+
+
+def _is_directory(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
+
+
+def _used(path: Path) -> float:
+    """When a part was last recorded."""
+    for place in (path / LEDGER, path):
+        try:
+            return place.stat(follow_symlinks=False).st_mtime
+        except OSError:
+            continue
+    return 0.0
+
+
+def _allocated(path: Path) -> int:
+    try:
+        return path.stat(follow_symlinks=False).st_blocks * 512
+    except OSError:
+        return 0
+
+
+def _remove(place: Path) -> None:
+    if _is_directory(place):
+        shutil.rmtree(place, ignore_errors=True)
+    else:
+        place.unlink(missing_ok=True)
