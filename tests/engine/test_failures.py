@@ -150,7 +150,7 @@ async def test_a_slow_part_does_not_starve_the_rest_of_memory(
         waits.append(attempt)
         return 0.0
 
-    monkeypatch.setattr("weightd.engine.transfer.full_jitter", wait_for_the_others)
+    monkeypatch.setattr("weightd.engine.receiver.full_jitter", wait_for_the_others)
 
     def first_fails(path: str, offset: int, length: int) -> None:
         if offset == 0 and origin.starts["model.bin", 0, PART] == 1:
@@ -357,7 +357,7 @@ async def test_errors_and_answers_hold_no_credentials(tmp_path: Path) -> None:
 
 
 def _no_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("weightd.engine.transfer.full_jitter", lambda attempt, draw: 0.0)
+    monkeypatch.setattr("weightd.engine.receiver.full_jitter", lambda attempt, draw: 0.0)
 
 
 def _raising(error: WeightdError, at: int):

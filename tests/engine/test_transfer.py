@@ -210,7 +210,7 @@ def checksums(data: bytes, part: int) -> list[bytes]:
 
 @contextmanager
 def no_backoff() -> Iterator[None]:
-    with mock.patch("weightd.engine.transfer.full_jitter", return_value=0.0):
+    with mock.patch("weightd.engine.receiver.full_jitter", return_value=0.0):
         yield
 
 

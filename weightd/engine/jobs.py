@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from weightd.core.digest import Digest, digest_of
 from weightd.core.parts import Part, plan_parts
@@ -16,8 +16,11 @@ class FileJob:
     """Move one file of `size` > 0 bytes into `buffers`.
 
     `reader` makes a Reader; without `ranges` the file comes as one stream. `write(offset, view)` puts a part on disk,
-    None leaves that out. `expected` are the recorded checksums of a blob that is loaded: each part is compared, and
-    SHA-256 is not computed again. Counters are written by the transfer's threads, and may be read by anyone.
+    None leaves that out; `record(checksums)` makes written parts durable, and with them that they are whole.
+    `expected` are the recorded checksums of a blob that is loaded: each part is compared, and SHA-256 is not computed
+    again. `held` are parts by index that `local` reads: they are not asked for at the origin if they have these
+    checksums; `in_place` says that they are where `write` would put them. Counters are written by the transfer's
+    threads, and may be read by anyone.
     """
 
     def __init__(
@@ -30,28 +33,56 @@ class FileJob:
         buffers: Buffers,
         ranges: bool = True,
         write: Callable[[int, memoryview], None] | None = None,
+        record: Callable[[Mapping[int, bytes]], None] | None = None,
         expected: Sequence[bytes] | None = None,
+        held: Mapping[int, bytes] | None = None,
+        local: Callable[[], Reader] | None = None,
+        in_place: bool = True,
     ) -> None:
         self.path, self.size, self.part_size = path, size, part_size
         self.parts = plan_parts(size, part_size)
         self.reader, self.buffers, self.ranges = reader, buffers, ranges
-        self.write, self.expected = write, expected
+        self.write, self.record, self.expected = write, record, expected
+        self.held, self.local, self.in_place = dict(held or {}) if ranges else {}, local, in_place
         self.checksums: list[bytes] = [b""] * len(self.parts)
         self.done = 0
+        self.proven = 0
+        """Bytes that were not asked for at the origin, because they were held and whole."""
+        self._noted: dict[int, bytes] = {}
         self.frontier = Frontier(expected is None)
         self._lock = threading.Lock()
         self._steps = len(self.parts) * (2 if write else 1)
 
-    def add(self, count: int) -> None:
-        """Bytes received, negative when an attempt is given up."""
+    def add(self, count: int, *, proven: bool = False) -> None:
+        """Bytes received, or `proven` to be here; negative when a part is given up."""
         with self._lock:
             self.done += count
+            if proven:
+                self.proven += count
 
     def step(self) -> bool:
         """A part was hashed or written; True once, when nothing is left to do."""
         with self._lock:
             self._steps -= 1
             return self._steps == 0
+
+    @property
+    def complete(self) -> bool:
+        """All parts were hashed and written."""
+        return self._steps == 0
+
+    def note(self, index: int, checksum: bytes) -> bool:
+        """A part was written; True when the caller must see to it that it is recorded."""
+        with self._lock:
+            first = not self._noted
+            self._noted[index] = checksum
+            return first
+
+    def noted(self) -> dict[int, bytes]:
+        """What was noted since the last call."""
+        with self._lock:
+            noted, self._noted = self._noted, {}
+            return noted
 
     @property
     def digest(self) -> Digest:

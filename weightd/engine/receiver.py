@@ -1,0 +1,202 @@
+"""One thread that receives parts: from what is held already, else from the origin, tried again until it cannot be."""
+
+from __future__ import annotations
+
+import random
+import threading
+from typing import Protocol
+
+import xxhash
+
+from weightd.core.backoff import full_jitter
+from weightd.core.errors import ChecksumMismatch, Corruption, NotFound, SourceUnavailable, WeightdError
+from weightd.core.parts import MIB, Part
+from weightd.engine.jobs import FileJob
+from weightd.engine.requests import Request, Requests
+from weightd.engine.tasks import Task
+from weightd.engine.throttle import Throttle
+from weightd.sources.protocols import Reader
+
+RECEIVE = 4 * MIB
+"""Bytes asked for in one `readinto`, after which progress is counted and a stop is seen."""
+
+
+class Stopped(Exception):
+    """The transfer was stopped from outside; nothing is wrong with the source."""
+
+
+class Work(Protocol):
+    """What a receiver gets from its transfer."""
+
+    stopping: threading.Event
+    requests: Requests
+    attempts: int
+    throttle: Throttle | None
+
+    def next(self) -> Task | None:
+        """The next task with memory reserved for its first part, or None."""
+        ...
+
+    def deliver(self, job: FileJob, part: Part, view: memoryview, checksum: bytes, *, held: bool) -> None:
+        """A part is complete in `view`; `held`: it came from what was held and proved whole."""
+        ...
+
+
+class Receiver:
+    """Used by one thread, which calls `run`."""
+
+    def __init__(self, work: Work) -> None:
+        self._work = work
+        self._stopping = work.stopping
+        self._readers: dict[int, Reader] = {}
+
+    def run(self) -> None:
+        """Until there are no more tasks. Raises Stopped, and the error of a task that cannot be done."""
+        try:
+            while (task := self._work.next()) is not None:
+                self._perform(task)
+        finally:
+            for reader in self._readers.values():
+                self._close(reader)
+
+    def _perform(self, task: Task) -> None:
+        """All parts of one request, tried again from the first byte that is missing."""
+        try:
+            task.view = task.job.buffers.acquire(task.parts[0])
+            if task.parts[0].index in task.job.held:
+                self._prove(task)
+            attempt = 0
+            while task.parts:
+                attempt = self._try(task, attempt)
+        except WeightdError as e:
+            raise e.about(file=task.job.path) from None
+        finally:
+            if task.view is not None:
+                task.job.add(-task.filled)
+                task.job.buffers.release(task.view)
+
+    def _prove(self, task: Task) -> None:
+        """Take the first part from what is held, if it has its checksum there; else it stays to be received."""
+        job, part = task.job, task.parts[0]
+        expected = job.held.pop(part.index)
+        view = task.view
+        if view is None or job.local is None:
+            raise AssertionError("a held part without its memory or its reader")
+        self._check_stop()
+        reader = job.local()
+        try:
+            reader.start(part.offset, part.length)
+            filled = 0
+            while filled < part.length:
+                filled += reader.readinto(view[filled:])
+        except (Corruption, NotFound):
+            return
+        finally:
+            reader.close()
+        if xxhash.xxh3_128_digest(view) == expected:
+            job.add(part.length, proven=True)
+            self._deliver(task, expected, held=True)
+
+    def _try(self, task: Task, attempt: int) -> int:
+        """One request. Returns the number of attempts that failed in a row."""
+        left, parts = task.left, len(task.parts)
+        request: Request | None = None
+        try:
+            reader = self._reader(task.job)
+            request = self._work.requests.begin(reader, task.left, replaceable=task.job.ranges)
+            self._request(task, reader, request)
+            return 0
+        except SourceUnavailable as e:
+            self._drop(task.job)
+            if self._stopping.is_set():
+                raise Stopped from e
+            if request is not None and request.replaced:
+                return attempt
+            advanced = len(task.parts) < parts or left - task.left >= MIB
+            attempt = 0 if advanced else attempt + 1
+            if attempt >= self._work.attempts:
+                raise
+            wait = max(full_jitter(attempt, random.random()), getattr(e, "retry_after", None) or 0.0)
+            if self._stopping.wait(wait):
+                raise Stopped from e
+            return attempt
+        finally:
+            if request is not None:
+                self._work.requests.end(request)
+
+    def _request(self, task: Task, reader: Reader, request: Request) -> None:
+        job, left = task.job, task.parts
+        # A stream without ranges starts over: what is here is read again and dropped.
+        at = left[0].offset + task.filled
+        skip = 0 if job.ranges else at
+        reader.start(at - skip, task.left + skip)
+        self._skip(reader, skip)
+        while left:
+            if task.view is None:
+                if not job.buffers.reserve(self._stopping):
+                    raise Stopped
+                task.view = job.buffers.acquire(left[0])
+            self._fill(task, reader, request, task.view)
+            if len(left) == 1:
+                # What follows the last part may publish the file: the body has to end here.
+                reader.finish()
+            checksum = xxhash.xxh3_128_digest(task.view)
+            self._check(job, left[0], checksum)
+            self._deliver(task, checksum, held=False)
+
+    def _fill(self, task: Task, reader: Reader, request: Request, view: memoryview) -> None:
+        throttle, length = self._work.throttle, task.parts[0].length
+        most = throttle.window(RECEIVE) if throttle else RECEIVE
+        while task.filled < length:
+            self._check_stop()
+            with view[task.filled : task.filled + most] as window:
+                if throttle:
+                    throttle.pass_(len(window), self._stopping)
+                count = reader.readinto(window)
+            task.filled += count
+            request.add(count)
+            task.job.add(count)
+
+    @staticmethod
+    def _check(job: FileJob, part: Part, checksum: bytes) -> None:
+        if job.expected is not None and checksum != job.expected[part.index]:
+            raise ChecksumMismatch(
+                f"part {part.index} (bytes {part.offset} to {part.offset + part.length}) differs from its checksum",
+                remedy="The damaged part is fetched again from its origin.",
+            )
+
+    def _deliver(self, task: Task, checksum: bytes, *, held: bool) -> None:
+        view, task.view, task.filled = task.view, None, 0
+        if view is None:
+            raise AssertionError("a part without its memory")
+        self._work.deliver(task.job, task.parts.popleft(), view, checksum, held=held)
+
+    def _check_stop(self) -> None:
+        if self._stopping.is_set():
+            raise Stopped
+
+    def _reader(self, job: FileJob) -> Reader:
+        self._check_stop()
+        reader = self._readers.get(id(job))
+        if reader is None:
+            # A receiver works on few files at a time: connections to those behind are not kept.
+            while len(self._readers) >= 2:
+                self._close(self._readers.pop(next(iter(self._readers))))
+            reader = self._readers[id(job)] = job.reader()
+            self._work.requests.opened(reader)
+        return reader
+
+    def _drop(self, job: FileJob) -> None:
+        reader = self._readers.pop(id(job), None)
+        if reader is not None:
+            self._close(reader)
+
+    def _close(self, reader: Reader) -> None:
+        self._work.requests.closed(reader)
+        reader.close()
+
+    @staticmethod
+    def _skip(reader: Reader, count: int) -> None:
+        scratch = memoryview(bytearray(min(count, MIB)))
+        while count:
+            count -= reader.readinto(scratch[: min(count, len(scratch))])
