@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -102,9 +103,17 @@ async def test_the_origin_fails(tmp_path: Path) -> None:
             raise SourceUnavailable("down")
 
     source.on_read = down
-    with pytest.raises(SourceUnavailable):
-        await export(source, tmp_path / "x" / "out", options=TransferOptions(part_size=PART, attempts=1))
-    assert list(tmp_path.iterdir()) == []
+    out = tmp_path / "x" / "out"
+    with pytest.raises(SourceUnavailable, match="goes on from there"):
+        await export(source, out, options=TransferOptions(part_size=PART, attempts=1, receivers=1))
+    assert [p.name[:9] for p in out.iterdir()] == [".weightd-"]
+    source.on_read = lambda path, offset, length: None
+    source.starts.clear()
+    await export(source, out)
+    assert tree(out) == FILES
+    assert ("copy.bin", 4 * PART, PART) not in source.starts
+    assert ("copy.bin", 5 * PART, PART) in source.starts
+    shutil.rmtree(tmp_path / "x")
     with pytest.raises(SourceNotFound):
         await fetch_to("http://origin/no/", tmp_path / "out", sources=source)
     with pytest.raises(InvalidArgument):
@@ -141,7 +150,15 @@ async def test_cancelled(tmp_path: Path, moment: str) -> None:
     async with asyncio.timeout(SECONDS):
         await asyncio.wait([task])
     assert task.cancelled()
-    assert list(tmp_path.iterdir()) == []
+    assert [p for p in tree(tmp_path) if "/.weightd-" not in p] == []
+    if moment == "last read":
+        source.release()
+        source.starts.clear()
+        await export(source, tmp_path / "a" / "out")
+        assert tree(tmp_path / "a" / "out") == FILES
+        assert source.starts.total() <= 4
+    else:
+        assert list(tmp_path.iterdir()) == []
     assert moving_threads() == []
 
 

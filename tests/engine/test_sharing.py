@@ -139,7 +139,7 @@ async def test_when_the_last_one_leaves_all_stops(tmp_path: Path, tier: Tier) ->
         async with asyncio.timeout(1):
             while rig.engine._flights:
                 await asyncio.wait([f.task for f in rig.engine._flights._flights.values()])
-        await rig.check_idle(blobs=0, segments=0)
+        await rig.check_idle(blobs=0, segments=0, kept=1)
         assert rig.engine.models() == []
         origin.release()
         assert rig.content(await rig.fetch(tier=tier)) == {"model.bin": DATA}

@@ -8,19 +8,21 @@ from weightd.core.errors import BudgetExceeded
 class Budget:
     """A hard limit. `reserve` before anything is allocated; then `settle` what stays and `free` what goes.
 
-    Every byte is either reserved (a fetch or load is under way), resident, or free.
+    Every byte is either reserved (a fetch or load is under way), resident, kept (an interrupted fetch that can be
+    resumed, and gives way), or free.
     """
 
-    __slots__ = ("limit", "reserved", "resident", "tier")
+    __slots__ = ("kept", "limit", "reserved", "resident", "tier")
 
     def __init__(self, tier: str, limit: int) -> None:
         self.tier, self.limit = tier, limit
         self.reserved = 0
         self.resident = 0
+        self.kept = 0
 
     @property
     def left(self) -> int:
-        return self.limit - self.reserved - self.resident
+        return self.limit - self.reserved - self.resident - self.kept
 
     def reserve(self, size: int, ref: str = "") -> None:
         """Claim `size` bytes or raise BudgetExceeded, which says how much is missing."""

@@ -219,7 +219,8 @@ class Catalog:
             await self.record(msgspec.structs.replace(blob.record, verification=Verification.SHA256), "")
 
     async def drop(self, blob: Blob) -> None:
-        """A blob on NVMe proved damaged: forget and delete it. What is mapped or resident in shm is not touched."""
+        """A blob on NVMe proved damaged: forget it. What can be proven of it is kept as an ingest, so that its
+        repair fetches only the rest. What is mapped or resident in shm is not touched."""
         if self.blobs.get(blob.record.digest) is not blob:
             return
         del self.blobs[blob.record.digest]
@@ -227,9 +228,14 @@ class Catalog:
         self.nvme.free(footprint(blob.record.size))
         blob.nvme.to(Residency.EVICTING)
         await self._write(self._state.drop_blob, blob.record.digest)
-        await self.io(self.store.delete, blob.record.digest)
+        await self.io(self._set_aside, blob)
         blob.nvme.to(Residency.ABSENT)
         self.moved(blob)
+
+    def _set_aside(self, blob: Blob) -> None:
+        record = blob.record
+        if not self.store.salvage(record.digest, record.size, record.part_size, blob.checksums()):
+            self.store.delete(record.digest)
 
     def moved(self, blob: Blob) -> None:
         """Its residency or verification changed: every model that has it shows and links it anew."""

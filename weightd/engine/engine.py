@@ -11,7 +11,7 @@ from pathlib import Path
 
 from weightd.core.budget import Budget
 from weightd.core.digest import Digest
-from weightd.core.errors import Draining, WeightdError
+from weightd.core.errors import Draining, SourceChanged, WeightdError
 from weightd.core.lifecycle import DAEMON, DaemonState, Lifecycle
 from weightd.core.manifest import Manifest, with_digest
 from weightd.core.progress import Progress
@@ -21,6 +21,7 @@ from weightd.engine.bring import Bringer
 from weightd.engine.catalog import Catalog, Model
 from weightd.engine.events import Events
 from weightd.engine.flights import Flight, Flights
+from weightd.engine.kept import KeptIngests
 from weightd.engine.mover import Mover
 from weightd.engine.transfer import TransferOptions
 from weightd.sources.protocols import Source
@@ -86,7 +87,9 @@ class Engine:
             shm=Budget("shm", options.shm_budget),
             nvme=Budget("nvme", options.nvme_budget),
         )
-        self._mover = Mover(self._catalog, sources, options.transfer, asyncio.Semaphore(options.transfers))
+        self._kept = KeptIngests(blobs, self._catalog.nvme, self._catalog.io)
+        slots = asyncio.Semaphore(options.transfers)
+        self._mover = Mover(self._catalog, sources, options.transfer, slots, self._kept)
         self._bringer = Bringer(self._catalog, self._mover)
         self._flights: Flights[Model] = Flights()
         self._events = Events()
@@ -97,6 +100,7 @@ class Engine:
         """Read the state, drop what an earlier process left half done, serve what is proven."""
         try:
             await self._catalog.start()
+            await self._kept.refresh()
         except BaseException:
             await self._catalog.close()
             self._life.to(DaemonState.STOPPED)
@@ -180,6 +184,15 @@ class Engine:
             flight.leave()
 
     async def _fly(
+        self, flight: Flight[Model], ref: Ref, sha256: Digest | None, tier: Tier, held: Model | None
+    ) -> Model:
+        try:
+            return await self._fly_once(flight, ref, sha256, tier, held)
+        except SourceChanged:
+            # The revision that was wanted cannot be had any more: once more, with what is there now.
+            return await self._fly_once(flight, ref, sha256, tier, None)
+
+    async def _fly_once(
         self, flight: Flight[Model], ref: Ref, sha256: Digest | None, tier: Tier, held: Model | None
     ) -> Model:
         revision = held.manifest.revision if held else ""

@@ -13,13 +13,14 @@ from typing import TypeVar
 import msgspec
 
 from weightd.core.digest import Digest
-from weightd.core.errors import WeightdError
+from weightd.core.errors import Corruption, SourceChanged, WeightdError
 from weightd.core.manifest import FileSpec, Manifest, with_digest
 from weightd.core.progress import Phase, Progress
 from weightd.core.refs import parse_ref
 from weightd.core.verification import Verification
 from weightd.engine.buffers import SlabBuffers
 from weightd.engine.checks import check_digest, check_format
+from weightd.engine.items import LocalReader
 from weightd.engine.jobs import FileJob
 from weightd.engine.mover import EMPTY
 from weightd.engine.threads import finish, in_own_thread
@@ -31,6 +32,7 @@ from weightd.storage.ingests import FileIngest
 
 T = TypeVar("T")
 
+KEPT = "What was received stays in {}/.weightd-*, and the same command goes on from there."
 TICK = 0.1
 """Seconds between two progress messages."""
 
@@ -50,6 +52,7 @@ class _Export:
     ingest: FileIngest
     job: FileJob | None = None
     digest: Digest = EMPTY
+    part_size: int = 0
 
     @property
     def done(self) -> int:
@@ -68,21 +71,27 @@ class _Plan:
 
     def allocate(self, manifest: Manifest) -> None:
         for file in manifest.files:
-            self.exports.append(_Export(file, self.directory.ingest(file.path, file.size)))
+            identities = [file.source_key] if file.ranges and file.source_key else []
+            ingest = self.directory.ingest(file.path, file.size, identities, self.options.part_size)
+            part_size = ingest.part_size or self.options.part_size
+            self.exports.append(_Export(file, ingest, part_size=part_size))
 
     def transfer(self) -> Transfer:
-        largest = max((e.file.size for e in self.exports), default=0)
-        slabs = self.slabs = SlabBuffers(self.options.slabs, min(self.options.part_size, largest))
+        largest = max((min(e.part_size, e.file.size) for e in self.exports), default=0)
+        slabs = self.slabs = SlabBuffers(self.options.slabs, largest)
         for e in self.exports:
             if e.file.size:
                 e.job = FileJob(
                     e.file.path,
                     e.file.size,
-                    part_size=self.options.part_size,
+                    part_size=e.part_size,
                     reader=partial(self.sources.reader, e.file),
                     buffers=slabs,
                     ranges=e.file.ranges,
                     write=e.ingest.write,
+                    record=e.ingest.record if e.ingest.part_size else None,
+                    held=e.ingest.held,
+                    local=partial(LocalReader, e.ingest.read),
                 )
         by_job = {e.job: e for e in self.exports if e.job}
         return Transfer(by_job, self.options, lambda job: _verify(by_job[job]))
@@ -90,12 +99,15 @@ class _Plan:
     def publish(self) -> None:
         self.directory.publish({e.file.path: e.ingest for e in self.exports})
 
-    def close(self) -> None:
+    def close(self, error: WeightdError | None = None) -> bool:
+        """True when something was kept to be resumed: not of a file whose bytes are not those that were promised, and
+        not in a user's directory for an error that would come again. Idempotent."""
+        changed = error.file if isinstance(error, SourceChanged) else ""
         for e in self.exports:
-            e.ingest.abort()
+            e.ingest.abort() if e.file.path == changed else e.ingest.keep()
         if self.slabs is not None:
             self.slabs.close()
-        self.directory.close()
+        return self.directory.close(keep=not isinstance(error, Corruption))
 
 
 def _verify(export: _Export) -> None:
@@ -119,13 +131,21 @@ async def fetch_to(
 
     All files appear after all were verified, or none does. `on_progress` is called about ten times a second on the
     event loop. Memory does not grow with the files. Raises the errors of resolving and fetching, DiskFull and
-    PathInTheWay; cancelling removes everything that was written.
+    PathInTheWay. After an error or a cancellation the parts that were received and can be proven stay in a directory
+    below `directory`, whose name begins with ".weightd-", and the next call goes on from there.
     """
     parsed = parse_ref(ref)
     on_progress(Progress(Phase.RESOLVING))
-    try:
+
+    async def once() -> list[ExportedFile]:
         manifest = with_digest(await sources.resolve(parsed), sha256)
         return await _fetch(manifest, directory, sources, options or TransferOptions(), on_progress)
+
+    try:
+        try:
+            return await once()
+        except SourceChanged:
+            return await once()
     except WeightdError as e:
         raise e.about(ref=parsed.shown) from None
 
@@ -154,6 +174,10 @@ async def _fetch(
         on_progress(tracker.snapshot(time.monotonic()))
         await _blocking(plan.publish)
         return [_result(e) for e in plan.exports]
+    except WeightdError as e:
+        if await _blocking(partial(plan.close, e)):
+            e.remedy = f"{e.remedy} {KEPT.format(directory)}".strip()
+        raise
     finally:
         await _blocking(plan.close)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -46,6 +47,9 @@ class Item:
     ingest: Ingest | None = None
     job: FileJob | None = None
     committed: bool = field(default=False)
+    refused: bool = field(default=False)
+    """Its bytes are not those that were promised: nothing of them is kept."""
+    part_size: int = 0
     paths: list[str] = field(default_factory=list)
 
     @property
@@ -80,18 +84,30 @@ class Item:
         catalog.shm.cancel(self.reserved_shm)
         self.reserved_nvme = self.reserved_shm = 0
 
-    def allocate(self, catalog: Catalog) -> None:
-        """Blocking: segment and ingest. Raises ShmFull or DiskFull; `discard` removes what there is."""
-        if self.into_shm:
+    @property
+    def identities(self) -> list[str]:
+        """Under which an ingest of it is kept, and found again; none where nothing could prove what was kept, or
+        where the origin has no ranges, so that all would come again anyway."""
+        if self.held is not None or not self.file.ranges:
+            return []
+        return [i for i in (self.expected or "", self.file.source_key) if i]
+
+    def allocate(self, catalog: Catalog, part_size: int) -> None:
+        """Blocking: segment and ingest, if they are not there. Raises ShmFull or DiskFull; `discard` removes what
+        there is. Sets `part_size`, which for what is on disk already is that of its record."""
+        if self.into_shm and self.segment is None:
             self.segment = catalog.segments.create(self._label(), self.file.size)
-        if self.held is None:
-            self.ingest = catalog.store.ingest(self.file.size)
+        if self.held is not None:
+            self.part_size = self.held.record.part_size
+        elif self.ingest is None:
+            self.ingest = catalog.store.ingest(self.file.size, self.identities, part_size)
+            self.part_size = self.ingest.part_size or part_size
 
     def _label(self) -> str:
         name = self.file.path.rsplit("/", 1)[-1]
         return "".join(c if c.isascii() and c.isalnum() else "-" for c in name)[:24]
 
-    def make_job(self, part_size: int, sources: Source, store: BlobStore, slabs: Buffers | None) -> None:
+    def make_job(self, sources: Source, store: BlobStore, slabs: Buffers | None) -> None:
         """Sets `job`, or leaves it None for an empty file, which has nothing to move."""
         if self.file.size == 0:
             return
@@ -99,48 +115,55 @@ class Item:
         if buffers is None:
             raise AssertionError("neither a segment nor slabs")
         if self.held is None:
+            if self.ingest is None:
+                raise AssertionError("a fetch without an ingest")
             self.job = FileJob(
                 self.file.path,
                 self.file.size,
-                part_size=part_size,
+                part_size=self.part_size,
                 reader=partial(sources.reader, self.file),
                 buffers=buffers,
                 ranges=self.file.ranges,
-                write=self.ingest.write if self.ingest else None,
+                write=self.ingest.write,
+                record=self.ingest.record if self.ingest.part_size else None,
+                held=self.ingest.held,
+                local=partial(LocalReader, self.ingest.read),
             )
             return
         record = self.held.record
         self.job = FileJob(
             self.file.path,
             self.file.size,
-            part_size=record.part_size,
-            reader=partial(BlobReader, store, record.digest),
+            part_size=self.part_size,
+            reader=partial(LocalReader, partial(store.read, record.digest)),
             buffers=buffers,
             expected=self.held.checksums(),
         )
 
     def discard(self) -> None:
-        """Blocking: a segment that no blob took over and an ingest that was not committed go. Idempotent."""
+        """Blocking: a segment that no blob took over goes, and an ingest that was not committed is kept to be
+        resumed, or goes too. Idempotent."""
         try:
             if self.segment is not None:
                 self.segment.unlink()
         finally:
             if self.ingest is not None:
-                self.ingest.abort()
+                # One that was not needed, because its bytes were here already, is not kept either.
+                self.ingest.abort() if self.refused or self.committed else self.ingest.keep()
 
 
-class BlobReader:
-    """A blob on NVMe as a `Reader`, so that loading is a transfer like any other."""
+class LocalReader:
+    """A blob or an ingest on NVMe as a `Reader`, so that loading is a transfer like any other."""
 
-    def __init__(self, store: BlobStore, digest: Digest) -> None:
-        self._store, self._digest = store, digest
+    def __init__(self, read: Callable[[int, memoryview], None]) -> None:
+        self._read = read
         self._offset = 0
 
     def start(self, offset: int, length: int) -> None:
         self._offset = offset
 
     def readinto(self, view: memoryview) -> int:
-        self._store.read(self._digest, self._offset, view)
+        self._read(self._offset, view)
         self._offset += len(view)
         return len(view)
 

@@ -66,11 +66,6 @@ class FileJob:
             self._steps -= 1
             return self._steps == 0
 
-    @property
-    def complete(self) -> bool:
-        """All parts were hashed and written."""
-        return self._steps == 0
-
     def note(self, index: int, checksum: bytes) -> bool:
         """A part was written; True when the caller must see to it that it is recorded."""
         with self._lock:

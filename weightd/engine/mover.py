@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from weightd.core.digest import Digest, digest_of
-from weightd.core.errors import Corruption, NotFound, WeightdError
+from weightd.core.errors import BudgetExceeded, Corruption, DiskFull, NotFound, SourceChanged, WeightdError
 from weightd.core.lifecycle import Residency
 from weightd.core.verification import Verification
 from weightd.engine.buffers import SlabBuffers
@@ -17,6 +17,7 @@ from weightd.engine.catalog import Blob, Catalog
 from weightd.engine.checks import check_digest, check_format
 from weightd.engine.items import Item
 from weightd.engine.jobs import FileJob
+from weightd.engine.kept import KeptIngests
 from weightd.engine.threads import finish, in_own_thread
 from weightd.engine.transfer import Stopped, Transfer, TransferOptions
 from weightd.sources.protocols import Source
@@ -41,16 +42,16 @@ class Mover:
     sources: Source
     options: TransferOptions
     slots: asyncio.Semaphore
+    kept: KeptIngests
     running: int = 0
 
     async def move(self, items: list[Item], ref: str, committed: Callable[[Item, Blob], None]) -> None:
         """Bring all `items`; `committed` is called on the loop for each. Raises the first error, DamagedBlob among
         them; every item that was committed until then stays."""
-        reserved: list[Item] = []
+        names = self.kept.claim(i for item in items for i in item.identities)
         try:
             for item in items:
-                item.reserve(self.catalog, ref)
-                reserved.append(item)
+                await self._reserve(item, ref)
             async with self.slots:
                 self.running += 1
                 try:
@@ -58,18 +59,40 @@ class Mover:
                 finally:
                     self.running -= 1
         finally:
-            for item in reserved:
+            for item in items:
                 item.unreserve(self.catalog)
+            self.kept.release(names)
+            await self.kept.refresh()
+
+    async def _reserve(self, item: Item, ref: str) -> None:
+        while True:
+            try:
+                item.reserve(self.catalog, ref)
+            except BudgetExceeded:
+                if item.held is not None or not await self.kept.drop_oldest():
+                    raise
+            else:
+                return
+
+    async def _allocate(self, items: list[Item]) -> None:
+        while True:
+            try:
+                await self.catalog.io(_allocate, items, self.catalog, self.options.part_size)
+            except DiskFull:
+                if not await self.kept.drop_oldest():
+                    raise
+            else:
+                return
 
     async def _move(self, items: list[Item], committed: Callable[[Item, Blob], None]) -> None:
         slabs = None
         try:
-            await self.catalog.io(_allocate, items, self.catalog)
-            if any(i.segment is None and i.file.size for i in items):
-                largest = max(i.file.size for i in items)
-                slabs = SlabBuffers(self.options.slabs, min(self.options.part_size, largest))
+            await self._allocate(items)
+            largest = max((min(i.part_size, i.file.size) for i in items if i.segment is None), default=0)
+            if largest:
+                slabs = SlabBuffers(self.options.slabs, largest)
             for item in items:
-                item.make_job(self.options.part_size, self.sources, self.catalog.store, slabs)
+                item.make_job(self.sources, self.catalog.store, slabs)
             await self._transfer(items, committed)
         finally:
             await self.catalog.io(_discard, items, slabs)
@@ -85,6 +108,7 @@ class Mover:
             try:
                 committed(item, await self._commit(item))
             except BaseException as e:
+                item.refused = isinstance(e, Corruption)
                 failures.append(e)
                 transfer.stop()
                 raise
@@ -98,7 +122,7 @@ class Mover:
             await in_own_thread(transfer.run, transfer.stop, "weightd-transfer")
         except Stopped:
             pass
-        except (Corruption, NotFound) as e:
+        except (Corruption, NotFound, SourceChanged) as e:
             self._raise_damaged(items, e)
         finally:
             # A commit that began ends, even when this is cancelled: nothing is left half done.
@@ -111,6 +135,8 @@ class Mover:
         item = next((i for i in items if i.file.path == error.file), None)
         if item is not None and item.held is not None:
             raise DamagedBlob(item.held) from error
+        if item is not None:
+            item.refused = True
         raise error
 
     async def _commit(self, item: Item) -> Blob:
@@ -140,7 +166,7 @@ class Mover:
             await self.catalog.io(ingest.commit, digest)
         verification = Verification.SHA256 if item.given else Verification.SIZE
         checksums = b"".join(item.job.checksums) if item.job else b""
-        record = BlobRecord(digest, item.file.size, verification, self.options.part_size, checksums)
+        record = BlobRecord(digest, item.file.size, verification, item.part_size, checksums)
         async with self.catalog.recording:
             known = self.catalog.blobs.get(digest)
             if known is not None:
@@ -179,9 +205,9 @@ class Mover:
         item.reserved_shm = 0
 
 
-def _allocate(items: list[Item], catalog: Catalog) -> None:
+def _allocate(items: list[Item], catalog: Catalog, part_size: int) -> None:
     for item in items:
-        item.allocate(catalog)
+        item.allocate(catalog, part_size)
 
 
 def _discard(items: list[Item], slabs: SlabBuffers | None) -> None:

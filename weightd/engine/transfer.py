@@ -8,10 +8,12 @@ The first error stops all; `run` returns when every thread it started has ended.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from weightd.core.errors import Exhausted
 from weightd.core.parts import DEFAULT_PART, Part
 from weightd.engine.jobs import FileJob, Received
 from weightd.engine.receiver import Receiver, Stopped
@@ -19,6 +21,9 @@ from weightd.engine.requests import WATCH_S, Requests
 from weightd.engine.tasks import Task, order
 from weightd.engine.threads import step_back
 from weightd.engine.throttle import Throttle
+
+GRACE_S = 0.5
+"""For how long a transfer that was stopped, or failed, still writes what it has received: a stop takes a second."""
 
 __all__ = ["Stopped", "Transfer", "TransferOptions"]
 
@@ -57,6 +62,7 @@ class Transfer:
         self._taking = threading.Lock()
         self._over = threading.Event()
         self._error: BaseException | None = None
+        self._grace = 0.0
         self._hashers = ThreadPoolExecutor(options.hashers, "weightd-hash", step_back)
         self._writers = ThreadPoolExecutor(options.writers, "weightd-write", step_back)
         self._recorder = ThreadPoolExecutor(1, "weightd-record", step_back)
@@ -90,6 +96,7 @@ class Transfer:
             if self._over.is_set():
                 return
             self._error = error
+            self._grace = time.monotonic() + (0 if isinstance(error, Exhausted) else GRACE_S)
             self.stopping.set()
             self._over.set()
         self.requests.abort()
@@ -127,7 +134,7 @@ class Transfer:
     def _write(self, received: Received) -> None:
         job, part = received.job, received.part
         try:
-            if job.write and not self.stopping.is_set():
+            if job.write and self._worth_writing(job):
                 job.write(part.offset, received.view)
                 if job.record and job.note(part.index, job.checksums[part.index]):
                     self._recorder.submit(self._record, job)
@@ -136,11 +143,14 @@ class Transfer:
         finally:
             self._stepped(received)
 
+    def _worth_writing(self, job: FileJob) -> bool:
+        return not self.stopping.is_set() or (job.record is not None and time.monotonic() < self._grace)
+
     def _record(self, job: FileJob) -> None:
         """All that was written by now in one go: a disk makes many parts durable at the price of one."""
         try:
             parts = job.noted()
-            if job.record and not job.complete:
+            if job.record:
                 job.record(parts)
         except BaseException as e:  # noqa: BLE001 - `run` raises it
             self._fail(e)

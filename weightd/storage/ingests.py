@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from weightd.core.errors import PathInTheWay, Unavailable
+from weightd.core.errors import PathInTheWay, Unavailable, WeightdError
 from weightd.core.lifecycle import INGEST, IngestState, Lifecycle
 from weightd.storage.direct import disk_errors, fsync_directory, open_direct, pread_all, pwrite_all
 from weightd.storage.ledger import Ledger, LedgerHeader
@@ -235,9 +235,9 @@ class IngestDirectory:
             with disk_errors(self.root):
                 ingest.place.mkdir(mode=0o700)
                 Ledger.create(ingest.place / LEDGER, header).append(dict(enumerate(checksums)))
-                path.chmod(0o600, follow_symlinks=False)
+                _make_writable(path)
                 path.rename(ingest.temporary)
-        except (OSError, NotImplementedError):
+        except (OSError, WeightdError):
             ingest.abort()
             return False
         self.closed(ingest)
@@ -274,6 +274,17 @@ class IngestDirectory:
                 os.unlink(entry.path)
                 count += 1
         return count
+
+
+def _make_writable(path: Path) -> None:
+    """Raises OSError for anything but a file."""
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise FileNotFoundError(path)
+        os.fchmod(fd, 0o600)
+    finally:
+        os.close(fd)
 
 
 def _resumable(path: Path) -> bool:

@@ -17,7 +17,7 @@ from weightd.core.digest import Digest, hex_of
 from weightd.core.errors import Corruption, DiskFull, NotFound, ShmFull, Unavailable
 from weightd.core.lifecycle import INGEST, SEGMENT, IngestState, Lifecycle, SegmentState
 from weightd.core.parts import ALIGN
-from weightd.storage.ingests import Kept
+from weightd.storage.ingests import Kept, name_of
 from weightd.storage.pages import footprint
 
 ROOT: Final = Path("/nonexistent/weightd-memory")
@@ -150,7 +150,7 @@ class MemoryIngest:
         if self.state is IngestState.OPEN and (self._recorded or self.held):
             self._life.to(IngestState.KEPT)
             self._store.ingests.discard(self)
-            self._store.keeping[self.identity] = self
+            self._store.keeping[name_of(self.identity)] = self
         self.abort()
         return self.state is IngestState.KEPT
 
@@ -192,7 +192,7 @@ class MemoryBlobStore:
         identities = [i for i in identities if i]
         with self._lock:
             for identity in identities:
-                kept = self.keeping.pop(identity, None)
+                kept = self.keeping.pop(name_of(identity), None)
                 if kept is not None and kept.size == size:
                     return kept.successor()
             if size > self.free():
@@ -210,7 +210,7 @@ class MemoryBlobStore:
         return ingest.keep()
 
     def kept(self) -> list[Kept]:
-        return [Kept(name, ingest.size, 0.0) for name, ingest in self.keeping.items()]
+        return [Kept(name, ingest.size, 0.0) for name, ingest in list(self.keeping.items())]
 
     def drop_kept(self, kept: Kept) -> None:
         self.keeping.pop(kept.name, None)
