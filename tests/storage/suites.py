@@ -356,6 +356,7 @@ class BlobStoreSuite:
             ingest.write(part * PART, aligned(data)[part * PART : (part + 1) * PART])
         ingest.record({1: b"1" * 16})
         ingest.commit(sha256(data))
+        ingest.abort()
         assert self.read(later, sha256(data), 0, len(data)) == data
         assert self.open_ingests(later) == 0
 

@@ -147,13 +147,14 @@ class Catalog:
 
     def _survey(self, records: list[BlobRecord]) -> list[BlobRecord]:
         self.segments.drop_leftovers()
-        self.store.drop_leftovers()
         self._directories = ModelDirectories(self._models_root)
         self._directories.drop_leftovers()
         kept = [r for r in records if r.sound and self.store.size(r.digest) == r.size]
-        # A blob without a record was renamed but not recorded before a crash: it cannot be proven.
+        # A blob without a record was renamed but not recorded before a crash: only its ledger can prove it.
         for digest in set(self.store.digests()) - {r.digest for r in kept}:
-            self.store.delete(digest)
+            if not self.store.restore(digest):
+                self.store.delete(digest)
+        self.store.drop_leftovers()
         return kept
 
     async def _adopt(self, record: ModelRecord) -> None:

@@ -44,9 +44,11 @@ class BlobIngest:
             self._file.finish()
             target = self._store.path(digest)
             self._store.make_parent(target)
+            self._file.promise(digest)
             self._file.rename(target)
-        finally:
+        except BaseException:
             self._file.abort()
+            raise
 
     def __repr__(self) -> str:
         return f"<BlobIngest of {self._file!r}>"
@@ -81,6 +83,9 @@ class DirectoryBlobStore:
             with disk_errors(self.blobs):
                 target.parent.mkdir(mode=0o750, exist_ok=True)
             fsync_directory(self.blobs)
+
+    def restore(self, digest: Digest) -> bool:
+        return self._directory.restore(digest, self.path(digest))
 
     def size(self, digest: Digest) -> int | None:
         try:

@@ -27,7 +27,7 @@ from weightd.storage.ledger import Ledger, LedgerHeader
 
 KEEP_S: Final = 7 * 86400.0
 """How long nobody has to come back for an ingest before a start drops it."""
-DATA, LEDGER = "data", "ledger"
+DATA, LEDGER, PROMISE = "data", "ledger", "promise"
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +134,15 @@ class FileIngest:
             os.fchmod(fd, self._owner.mode)
             os.fsync(fd)
 
+    def promise(self, name: str) -> None:
+        """The file is about to appear under `name`: until `abort`, its ledger can be brought together with it again,
+        should nobody come to record that it is there."""
+        if self._ledger is not None:
+            with disk_errors(self.place):
+                (self.place / PROMISE).write_text(name)
+
     def rename(self, target: Path) -> None:
-        """Visible and durable under `target`, whose directory exists. Closes."""
+        """Visible and durable under `target`, whose directory exists."""
         with disk_errors(target.parent):
             try:
                 self.temporary.rename(target)
@@ -143,7 +150,6 @@ class FileIngest:
                 raise PathInTheWay(f"{target} is a directory", remedy="Move it away.") from None
         self._life.to(IngestState.COMMITTED)
         fsync_directory(target.parent)
-        self._remove()
 
     def keep(self) -> bool:
         """Leave what is recorded for a later resume; False when there is nothing worth it, and then nothing stays."""
@@ -158,6 +164,7 @@ class FileIngest:
         with self._recording:
             if self.state in (IngestState.OPEN, IngestState.VERIFYING):
                 self._life.to(IngestState.ABORTED)
+            if self.state is not IngestState.KEPT:
                 self._remove()
 
     def _remove(self) -> None:
@@ -242,6 +249,20 @@ class IngestDirectory:
             return False
         self.closed(ingest)
         return True
+
+    def restore(self, name: str, path: Path) -> bool:
+        """The file at `path`, promised under `name` by a process that ended before anybody recorded it, goes back to
+        its ledger. False when there is none."""
+        for place in self._waiting():
+            try:
+                if (place / PROMISE).read_text() != name:
+                    continue
+                _make_writable(path)
+                path.rename(place / DATA)
+            except (OSError, UnicodeDecodeError):
+                continue
+            return True
+        return False
 
     def take_over(self, other: Path) -> None:
         """Whatever can be resumed in another such directory, whose process is dead, is ours now."""

@@ -209,6 +209,10 @@ class MemoryBlobStore:
         ingest.record(dict(enumerate(checksums)))
         return ingest.keep()
 
+    def restore(self, digest: Digest) -> bool:
+        """Memory does not outlive its process."""
+        return False
+
     def kept(self) -> list[Kept]:
         return [Kept(name, ingest.size, 0.0) for name, ingest in list(self.keeping.items())]
 

@@ -110,7 +110,8 @@ class Ingest(Protocol):
         ...
 
     def commit(self, digest: Digest) -> None:
-        """Durable, then visible under `digest`. The caller has verified the bytes. Always closes, also on error."""
+        """Durable, then visible under `digest`. The caller has verified the bytes. After an error
+        nothing stays."""
         ...
 
     def keep(self) -> bool:
@@ -119,7 +120,8 @@ class Ingest(Protocol):
         ...
 
     def abort(self) -> None:
-        """Nothing stays. Idempotent, and harmless after `commit` and `keep`."""
+        """Nothing of it stays but what was committed or kept. Idempotent; also after `commit`, once the blob is
+        recorded."""
         ...
 
 
@@ -137,6 +139,11 @@ class BlobStore(Protocol):
     def salvage(self, digest: Digest, size: int, part_size: int, checksums: Sequence[bytes]) -> bool:
         """Take a damaged blob out of the store, and keep it as an ingest under its digest: the parts that still have
         their checksums need not be fetched again. False when it cannot be; the blob is where it was."""
+        ...
+
+    def restore(self, digest: Digest) -> bool:
+        """A blob that was committed and that nobody recorded before its process ended is an ingest again, to be
+        resumed. False when nothing is left that proves its parts; the blob is where it was."""
         ...
 
     def kept(self) -> list[Kept]:
