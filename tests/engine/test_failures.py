@@ -291,6 +291,8 @@ async def test_an_older_snapshot_does_not_come_back(tmp_path: Path) -> None:
         origin.hold()
         fetch = asyncio.create_task(rig.fetch(tier=Tier.NVME))
         await asyncio.to_thread(origin.reached.wait, 10)
+        (flight,) = rig.engine._flights._flights.values()
+        rig.engine._lanes.urge(flight)  # so that the load has to wait for its place
         acquire = asyncio.create_task(rig.acquire())
         while rig.engine._catalog.shm.reserved == 0:  # noqa: ASYNC110 - the engine has no event for it
             await asyncio.sleep(0)

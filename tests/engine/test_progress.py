@@ -116,7 +116,7 @@ async def test_a_load_says_that_it_is_one(tmp_path: Path) -> None:
         other = "http://origin/other/"
         origin.models[other] = {"b": Served(pattern(PART, "b"))}
         origin.hold()
-        blocking = asyncio.create_task(rig.fetch(other))
+        blocking = asyncio.create_task(rig.acquire(other))
         await asyncio.to_thread(origin.reached.wait, SECONDS)
         async with aclosing(rig.engine.acquire(REF)) as events:
             first = await anext(events)

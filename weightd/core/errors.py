@@ -143,7 +143,12 @@ class Unavailable(WeightdError):
 
 
 class SourceUnavailable(Unavailable):
-    """The origin cannot be reached, refuses connections, stalls or breaks off, after the retries."""
+    """The origin cannot be reached, refuses connections, stalls or breaks off, after the retries.
+
+    `retry_after`: seconds until the origin wants to be asked again, where it said so (RFC 9110, Retry-After).
+    """
+
+    retry_after: float | None = None
 
 
 class DaemonUnavailable(Unavailable):

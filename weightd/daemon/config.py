@@ -41,6 +41,10 @@ class TierSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     budget: str | int = "auto"
 
 
+MIN_RATE = 64 * 1024
+"""Bytes per second. With less, a part would take longer than origins keep a connection open."""
+
+
 class FetchSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`[fetch]` as it is written."""
 
@@ -51,6 +55,7 @@ class FetchSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     write_threads: int = 2
     stall_timeout_s: float = 30.0
     retries: int = 4
+    max_rate: str | int = 0
 
 
 class FetchConfig(msgspec.Struct, frozen=True):
@@ -63,6 +68,8 @@ class FetchConfig(msgspec.Struct, frozen=True):
     write_threads: int
     stall_timeout_s: float
     retries: int
+    max_rate: int
+    """Bytes per second of all transfers together, 0 for no limit."""
 
 
 class Config(msgspec.Struct, frozen=True):
@@ -255,6 +262,7 @@ def _fetch(reader: _Reader, data: dict[str, Any]) -> FetchConfig:
         write_threads=whole("write_threads", 1, 64),
         stall_timeout_s=reader.value(("fetch", "stall_timeout_s"), _between(0.1, 3600.0), section.stall_timeout_s),
         retries=whole("retries", 0, 100),
+        max_rate=reader.value(("fetch", "max_rate"), _rate, section.max_rate),
     )
 
 
@@ -272,6 +280,13 @@ def _part_size(value: int | str) -> int:
     if size % ALIGN or not (1 << 20) <= size <= (1 << 30):
         raise ValueError(f"{value!r}: a part is a multiple of {ALIGN} bytes, from 1MiB to 1GiB")
     return size
+
+
+def _rate(value: int | str) -> int:
+    rate = 0 if value in (0, "0") else parse_size(value)
+    if 0 < rate < MIN_RATE:
+        raise ValueError(f"{value!r} is out of range; 0 for no limit, or at least {MIN_RATE} bytes per second")
+    return rate
 
 
 def _mode(value: str) -> int:

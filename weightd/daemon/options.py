@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from weightd.daemon.config import Config
+from weightd.engine.throttle import Throttle
 from weightd.engine.transfer import TransferOptions
 from weightd.sources.connection import HttpOptions
 from weightd.sources.registry import SourceOptions, Sources
@@ -22,4 +23,5 @@ def transfer_options(config: Config) -> TransferOptions:
         hashers=config.fetch.hash_threads,
         writers=config.fetch.write_threads,
         attempts=config.fetch.retries + 1,
+        throttle=Throttle(config.fetch.max_rate) if config.fetch.max_rate else None,
     )

@@ -119,6 +119,8 @@ class Bringer:
             self._claims |= dict.fromkeys(item.keys, Claim(flight, loop.create_future(), item))
         for _, claim in theirs:
             claim.flight.join()
+            if flight.urgent:
+                self._mover.lanes.urge(claim.flight)
 
         def committed(item: Item, blob: Blob) -> None:
             brought.update(dict.fromkeys(item.paths, blob.record.digest))
@@ -128,7 +130,7 @@ class Bringer:
 
         try:
             if mine:
-                await self._mover.move(mine, manifest.ref, committed)
+                await self._mover.move(mine, manifest.ref, flight, committed)
             for _, claim in theirs:
                 await asyncio.wait([claim.blob])
         finally:

@@ -22,6 +22,7 @@ from weightd.engine.catalog import Catalog, Model
 from weightd.engine.events import Events
 from weightd.engine.flights import Flight, Flights
 from weightd.engine.kept import KeptIngests
+from weightd.engine.lanes import Lanes
 from weightd.engine.mover import Mover
 from weightd.engine.transfer import TransferOptions
 from weightd.sources.protocols import Source
@@ -34,7 +35,8 @@ TICK = 0.1
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """`state_dir` holds blobs, models and state.db. Budgets in bytes. `transfers` may run at once."""
+    """`state_dir` holds blobs, models and state.db. Budgets in bytes. `transfers` may run at once, and as many
+    more that a worker waits for."""
 
     state_dir: Path
     shm_budget: int
@@ -88,8 +90,8 @@ class Engine:
             nvme=Budget("nvme", options.nvme_budget),
         )
         self._kept = KeptIngests(blobs, self._catalog.nvme, self._catalog.io)
-        slots = asyncio.Semaphore(options.transfers)
-        self._mover = Mover(self._catalog, sources, options.transfer, slots, self._kept)
+        self._lanes = Lanes(options.transfers)
+        self._mover = Mover(self._catalog, sources, options.transfer, self._lanes, self._kept)
         self._bringer = Bringer(self._catalog, self._mover)
         self._flights: Flights[Model] = Flights()
         self._events = Events()
@@ -154,6 +156,7 @@ class Engine:
             yield self._lease(held)
             return
         flight = self._start_flight(("acquire", parsed.text), parsed, None, Tier.SHM, held=held)
+        self._lanes.urge(flight)
         async with aclosing(self._follow(flight)) as events:
             async for event in events:
                 yield self._lease(event) if isinstance(event, Model) else event
@@ -253,7 +256,7 @@ class Engine:
             nvme=_tier_status(catalog.nvme, await catalog.io(catalog.store.free)),
             leases=self.leases,
             models=len(catalog.models),
-            transfers=self._mover.running,
+            transfers=self._lanes.running,
             shm_huge_bytes=await catalog.io(catalog.segments.huge_bytes),
         )
 

@@ -12,12 +12,16 @@ T = TypeVar("T")
 
 
 class Flight(Generic[T]):
-    """One piece of work in progress. `join` and `leave` in pairs: when the last one leaves, it is cancelled."""
+    """One piece of work in progress. `join` and `leave` in pairs: when the last one leaves, it is cancelled.
+
+    `urgent`: a worker waits for it; see `weightd.engine.lanes`.
+    """
 
     task: asyncio.Task[T]
 
     def __init__(self) -> None:
         self.tracker = Tracker()
+        self.urgent = False
         self._interest = 0
 
     def join(self) -> None:

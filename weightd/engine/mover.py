@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -13,11 +14,13 @@ from weightd.core.errors import BudgetExceeded, Corruption, DiskFull, NotFound, 
 from weightd.core.lifecycle import Residency
 from weightd.core.verification import Verification
 from weightd.engine.buffers import SlabBuffers
-from weightd.engine.catalog import Blob, Catalog
+from weightd.engine.catalog import Blob, Catalog, Model
 from weightd.engine.checks import check_digest, check_format
+from weightd.engine.flights import Flight
 from weightd.engine.items import Item
 from weightd.engine.jobs import FileJob
 from weightd.engine.kept import KeptIngests
+from weightd.engine.lanes import Lanes
 from weightd.engine.threads import finish, in_own_thread
 from weightd.engine.transfer import Stopped, Transfer, TransferOptions
 from weightd.sources.protocols import Source
@@ -36,28 +39,25 @@ class DamagedBlob(Exception):
 
 @dataclass(slots=True)
 class Mover:
-    """`slots` bounds how many transfers run at once."""
+    """`lanes` bounds how many transfers run at once."""
 
     catalog: Catalog
     sources: Source
     options: TransferOptions
-    slots: asyncio.Semaphore
+    lanes: Lanes
     kept: KeptIngests
-    running: int = 0
 
-    async def move(self, items: list[Item], ref: str, committed: Callable[[Item, Blob], None]) -> None:
+    async def move(
+        self, items: list[Item], ref: str, flight: Flight[Model], committed: Callable[[Item, Blob], None]
+    ) -> None:
         """Bring all `items`; `committed` is called on the loop for each. Raises the first error, DamagedBlob among
         them; every item that was committed until then stays."""
         names = self.kept.claim(i for item in items for i in item.identities)
         try:
             for item in items:
                 await self._reserve(item, ref)
-            async with self.slots:
-                self.running += 1
-                try:
-                    await self._move(items, committed)
-                finally:
-                    self.running -= 1
+            async with self.lanes.enter(flight) as going:
+                await self._move(items, going, committed)
         finally:
             for item in items:
                 item.unreserve(self.catalog)
@@ -84,7 +84,7 @@ class Mover:
             else:
                 return
 
-    async def _move(self, items: list[Item], committed: Callable[[Item, Blob], None]) -> None:
+    async def _move(self, items: list[Item], going: threading.Event, committed: Callable[[Item, Blob], None]) -> None:
         slabs = None
         try:
             await self._allocate(items)
@@ -93,11 +93,13 @@ class Mover:
                 slabs = SlabBuffers(self.options.slabs, largest)
             for item in items:
                 item.make_job(self.sources, self.catalog.store, slabs)
-            await self._transfer(items, committed)
+            await self._transfer(items, going, committed)
         finally:
             await self.catalog.io(_discard, items, slabs)
 
-    async def _transfer(self, items: list[Item], committed: Callable[[Item, Blob], None]) -> None:
+    async def _transfer(
+        self, items: list[Item], going: threading.Event, committed: Callable[[Item, Blob], None]
+    ) -> None:
         """Each file is committed as soon as it is complete, while the others still come."""
         loop = asyncio.get_running_loop()
         by_job = {i.job: i for i in items if i.job is not None}
@@ -116,7 +118,7 @@ class Mover:
         def received(job: FileJob) -> None:
             loop.call_soon_threadsafe(lambda: commits.append(loop.create_task(commit(by_job[job]))))
 
-        transfer = Transfer(by_job, self.options, received)
+        transfer = Transfer(by_job, self.options, received, going)
         commits.extend(loop.create_task(commit(i)) for i in items if i.job is None)
         try:
             await in_own_thread(transfer.run, transfer.stop, "weightd-transfer")

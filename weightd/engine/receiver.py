@@ -116,7 +116,7 @@ class Receiver:
             attempt = 0 if advanced else attempt + 1
             if attempt >= self._work.attempts:
                 raise
-            wait = max(full_jitter(attempt, random.random()), getattr(e, "retry_after", None) or 0.0)
+            wait = max(full_jitter(attempt, random.random()), e.retry_after or 0.0)
             if self._stopping.wait(wait):
                 raise Stopped from e
             return attempt

@@ -22,6 +22,8 @@ from weightd.engine.tasks import Task, order
 from weightd.engine.threads import step_back
 from weightd.engine.throttle import Throttle
 
+PAUSE_S = 0.1
+"""How soon a transfer that pauses sees that it was stopped."""
 GRACE_S = 0.5
 """For how long a transfer that was stopped, or failed, still writes what it has received: a stop takes a second."""
 
@@ -47,14 +49,23 @@ class TransferOptions:
 
 
 class Transfer:
-    """Run once. `on_done(job)` is called from some thread as each file is received, hashed and written."""
+    """Run once. `on_done(job)` is called from some thread as each file is received, hashed and written.
 
-    def __init__(self, jobs: Iterable[FileJob], options: TransferOptions, on_done: Callable[[FileJob], None]) -> None:
+    While `going` is not set, no further parts are begun.
+    """
+
+    def __init__(
+        self,
+        jobs: Iterable[FileJob],
+        options: TransferOptions,
+        on_done: Callable[[FileJob], None],
+        going: threading.Event | None = None,
+    ) -> None:
         self.jobs = list(jobs)
         self.attempts, self.throttle = options.attempts, options.throttle
         self.stopping = threading.Event()
         self.requests = Requests(sum(len(j.parts) for j in self.jobs))
-        self._on_done = on_done
+        self._on_done, self._going = on_done, going
         self._tasks = order(self.jobs, options.hashers)
         self._receivers = min(options.receivers, max(1, len(self._tasks)))
         self._left = len(self.jobs)
@@ -113,6 +124,8 @@ class Transfer:
     def next(self) -> Task | None:
         """In order, each with its memory reserved: no part waits for memory that parts behind it hold."""
         with self._taking:
+            while self._going and not self._going.wait(PAUSE_S) and not self.stopping.is_set():
+                pass
             if self.stopping.is_set() or not self._tasks:
                 return None
             if not self._tasks[0].job.buffers.reserve(self.stopping):
