@@ -115,4 +115,8 @@ def _report(ref: str, directory: Path, files: list[ExportedFile], took: float, r
         "seconds": round(took, 3),
     }
     text = f"{ref}: {count(len(files), 'file')}, {human(size)}, {CHECKED[checked]}, in {took:.1f} s: {directory}"
+    repaired = sum(len(f.repaired) for f in files)
+    if repaired:
+        fields["repaired_parts"] = repaired
+        text += f" ({count(repaired, 'part')} came wrong at first and were fetched again)"
     report.result(fields, text)

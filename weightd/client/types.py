@@ -101,6 +101,8 @@ class EventKind(enum.Enum):
     LOADED = 4
     ACQUIRED = 5
     RELEASED = 6
+    DAMAGED = 7
+    REPAIRED = 8
 
     @classmethod
     def _missing_(cls, value: object) -> EventKind:
@@ -108,7 +110,8 @@ class EventKind(enum.Enum):
 
 
 class EventInfo(msgspec.Struct, frozen=True):
-    """Something that happened in the daemon, at Unix time `time`. `detail` is the error of FETCH_FAILED."""
+    """Something that happened in the daemon, at Unix time `time`. `detail` is the error of
+    FETCH_FAILED, and what was DAMAGED or REPAIRED."""
 
     kind: EventKind
     ref: str

@@ -146,6 +146,8 @@ class Daemon:
 
 _LEVEL: Final = {
     EventKind.FETCH_FAILED: logging.WARNING,
+    EventKind.DAMAGED: logging.WARNING,
+    EventKind.REPAIRED: logging.WARNING,
     # As many as workers, and as often as they like.
     EventKind.ACQUIRED: logging.DEBUG,
     EventKind.RELEASED: logging.DEBUG,

@@ -70,6 +70,8 @@ class EventKind(enum.Enum):
     LOADED = 4
     ACQUIRED = 5
     RELEASED = 6
+    DAMAGED = 7
+    REPAIRED = 8
 
 
 class Event(msgspec.Struct, frozen=True):

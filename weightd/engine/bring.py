@@ -12,7 +12,7 @@ from weightd.core.digest import Digest
 from weightd.core.errors import Corruption, SizeMismatch
 from weightd.core.manifest import FileSpec, Manifest
 from weightd.core.progress import Phase
-from weightd.engine.api import Tier
+from weightd.engine.api import EventKind, Tier
 from weightd.engine.catalog import Blob, Catalog, Model
 from weightd.engine.flights import Flight
 from weightd.engine.items import Claim, Item
@@ -57,6 +57,7 @@ class Bringer:
                 known |= await self._round(manifest, items, flight)
             except DamagedBlob as e:
                 repairs += 1
+                flight.report(EventKind.DAMAGED, f"blob {e.blob.record.digest} on disk: {e}")
                 await self._catalog.drop(e.blob)
                 if repairs > REPAIRS:
                     raise Corruption(

@@ -199,6 +199,7 @@ class Engine:
         self, flight: Flight[Model], ref: Ref, sha256: Digest | None, tier: Tier, held: Model | None
     ) -> Model:
         revision = held.manifest.revision if held else ""
+        flight.report = lambda kind, detail: self._events.emit(kind, ref, revision, detail)
         try:
             if held is not None:
                 model = await self._load(flight, ref, tier, held)

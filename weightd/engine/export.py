@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from weightd.engine.buffers import SlabBuffers
 from weightd.engine.checks import check_digest, check_format
 from weightd.engine.items import LocalReader
 from weightd.engine.jobs import FileJob
+from weightd.engine.mend import Mender
 from weightd.engine.mover import EMPTY
 from weightd.engine.threads import finish, in_own_thread
 from weightd.engine.tracker import Tracker
@@ -44,6 +46,8 @@ class ExportedFile(msgspec.Struct, frozen=True):
     size: int
     digest: Digest
     verification: Verification
+    repaired: tuple[int, ...] = ()
+    """Parts that were wrong at first, and were fetched again."""
 
 
 @dataclass(slots=True, eq=False)
@@ -53,6 +57,7 @@ class _Export:
     job: FileJob | None = None
     digest: Digest = EMPTY
     part_size: int = 0
+    repaired: list[int] = field(default_factory=list)
 
     @property
     def done(self) -> int:
@@ -94,7 +99,8 @@ class _Plan:
                     local=partial(LocalReader, e.ingest.read),
                 )
         by_job = {e.job: e for e in self.exports if e.job}
-        return Transfer(by_job, self.options, lambda job: _verify(by_job[job]))
+        transfer = Transfer(by_job, self.options, lambda job: _verify(by_job[job], self.options, transfer.stopping))
+        return transfer
 
     def publish(self) -> None:
         self.directory.publish({e.file.path: e.ingest for e in self.exports})
@@ -110,10 +116,15 @@ class _Plan:
         return self.directory.close(keep=not isinstance(error, Corruption))
 
 
-def _verify(export: _Export) -> None:
+def _verify(export: _Export, options: TransferOptions, stopping: threading.Event) -> None:
     """In a thread of the transfer, which its error stops."""
+    expected = export.file.digest
     if export.job:
         export.digest = export.job.digest
+        if expected not in (None, export.digest) and export.file.ranges:
+            mended = Mender(export.job, export.ingest.read, None, options=options, stopping=stopping).run(expected)
+            if mended:
+                export.digest, export.repaired = expected, mended
     check_digest(export.digest, export.file.digest, export.file.path)
     check_format(export.file.path, export.file.size, None, export.ingest.read)
 
@@ -170,7 +181,7 @@ async def _fetch(
             ticker.cancel()
         for export in plan.exports:
             if export.job is None:
-                await _blocking(partial(_verify, export))
+                await _blocking(partial(_verify, export, plan.options, transfer.stopping))
         on_progress(tracker.snapshot(time.monotonic()))
         await _blocking(plan.publish)
         return [_result(e) for e in plan.exports]
@@ -194,4 +205,4 @@ async def _tick(tracker: Tracker, on_progress: Callable[[Progress], None]) -> No
 
 def _result(export: _Export) -> ExportedFile:
     verification = Verification.SHA256 if export.file.digest else Verification.SIZE
-    return ExportedFile(export.file.path, export.file.size, export.digest, verification)
+    return ExportedFile(export.file.path, export.file.size, export.digest, verification, tuple(export.repaired))

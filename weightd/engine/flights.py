@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Hashable
 from typing import Any, Generic, TypeVar
 
+from weightd.engine.api import EventKind
 from weightd.engine.tracker import Tracker
 
 T = TypeVar("T")
@@ -14,7 +15,7 @@ T = TypeVar("T")
 class Flight(Generic[T]):
     """One piece of work in progress. `join` and `leave` in pairs: when the last one leaves, it is cancelled.
 
-    `urgent`: a worker waits for it; see `weightd.engine.lanes`.
+    `urgent`: a worker waits for it; see `weightd.engine.lanes`. `report` tells watchers what happens on the way.
     """
 
     task: asyncio.Task[T]
@@ -22,6 +23,7 @@ class Flight(Generic[T]):
     def __init__(self) -> None:
         self.tracker = Tracker()
         self.urgent = False
+        self.report: Callable[[EventKind, str], None] = lambda kind, detail: None
         self._interest = 0
 
     def join(self) -> None:

@@ -6,13 +6,14 @@ import asyncio
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from weightd.core.digest import Digest, digest_of
 from weightd.core.errors import BudgetExceeded, Corruption, DiskFull, NotFound, SourceChanged, WeightdError
 from weightd.core.lifecycle import Residency
 from weightd.core.verification import Verification
+from weightd.engine.api import EventKind
 from weightd.engine.buffers import SlabBuffers
 from weightd.engine.catalog import Blob, Catalog, Model
 from weightd.engine.checks import check_digest, check_format
@@ -21,6 +22,7 @@ from weightd.engine.items import Item
 from weightd.engine.jobs import FileJob
 from weightd.engine.kept import KeptIngests
 from weightd.engine.lanes import Lanes
+from weightd.engine.mend import Mender, mended_text
 from weightd.engine.threads import finish, in_own_thread
 from weightd.engine.transfer import Stopped, Transfer, TransferOptions
 from weightd.sources.protocols import Source
@@ -32,9 +34,19 @@ EMPTY = digest_of(bytes.fromhex("e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934
 class DamagedBlob(Exception):
     """A blob on NVMe failed its check while it was loaded."""
 
-    def __init__(self, blob: Blob) -> None:
-        super().__init__(blob)
+    def __init__(self, blob: Blob, reason: str) -> None:
+        super().__init__(reason)
         self.blob = blob
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """One move: for whom, whether it may take further parts, what is told of each committed item."""
+
+    flight: Flight[Model]
+    going: threading.Event
+    committed: Callable[[Item, Blob], None]
+    stopping: threading.Event = field(default_factory=threading.Event)
 
 
 @dataclass(slots=True)
@@ -57,7 +69,7 @@ class Mover:
             for item in items:
                 await self._reserve(item, ref)
             async with self.lanes.enter(flight) as going:
-                await self._move(items, going, committed)
+                await self._move(items, _Run(flight, going, committed))
         finally:
             for item in items:
                 item.unreserve(self.catalog)
@@ -84,7 +96,7 @@ class Mover:
             else:
                 return
 
-    async def _move(self, items: list[Item], going: threading.Event, committed: Callable[[Item, Blob], None]) -> None:
+    async def _move(self, items: list[Item], run: _Run) -> None:
         slabs = None
         try:
             await self._allocate(items)
@@ -93,13 +105,11 @@ class Mover:
                 slabs = SlabBuffers(self.options.slabs, largest)
             for item in items:
                 item.make_job(self.sources, self.catalog.store, slabs)
-            await self._transfer(items, going, committed)
+            await self._transfer(items, run)
         finally:
             await self.catalog.io(_discard, items, slabs)
 
-    async def _transfer(
-        self, items: list[Item], going: threading.Event, committed: Callable[[Item, Blob], None]
-    ) -> None:
+    async def _transfer(self, items: list[Item], run: _Run) -> None:
         """Each file is committed as soon as it is complete, while the others still come."""
         loop = asyncio.get_running_loop()
         by_job = {i.job: i for i in items if i.job is not None}
@@ -108,49 +118,70 @@ class Mover:
 
         async def commit(item: Item) -> None:
             try:
-                committed(item, await self._commit(item))
+                run.committed(item, await self._commit(item, run))
             except BaseException as e:
                 item.refused = isinstance(e, Corruption)
                 failures.append(e)
+                run.stopping.set()
                 transfer.stop()
                 raise
 
         def received(job: FileJob) -> None:
             loop.call_soon_threadsafe(lambda: commits.append(loop.create_task(commit(by_job[job]))))
 
-        transfer = Transfer(by_job, self.options, received, going)
+        transfer = Transfer(by_job, self.options, received, run.going)
         commits.extend(loop.create_task(commit(i)) for i in items if i.job is None)
+        try:
+            await self._run_transfer(transfer, items)
+        except BaseException:
+            run.stopping.set()
+            raise
+        finally:
+            # A commit that began ends, even when this is cancelled: nothing is left half done.
+            await finish(asyncio.ensure_future(asyncio.gather(*commits, return_exceptions=True)), run.stopping.set)
+        if failures:
+            raise failures[0]
+
+    async def _run_transfer(self, transfer: Transfer, items: list[Item]) -> None:
         try:
             await in_own_thread(transfer.run, transfer.stop, "weightd-transfer")
         except Stopped:
             pass
         except (Corruption, NotFound, SourceChanged) as e:
             self._raise_damaged(items, e)
-        finally:
-            # A commit that began ends, even when this is cancelled: nothing is left half done.
-            await finish(asyncio.ensure_future(asyncio.gather(*commits, return_exceptions=True)))
-        if failures:
-            raise failures[0]
 
     @staticmethod
     def _raise_damaged(items: list[Item], error: WeightdError) -> None:
         item = next((i for i in items if i.file.path == error.file), None)
         if item is not None and item.held is not None:
-            raise DamagedBlob(item.held) from error
+            raise DamagedBlob(item.held, error.message) from error
         if item is not None:
             item.refused = True
         raise error
 
-    async def _commit(self, item: Item) -> Blob:
+    async def _commit(self, item: Item, run: _Run) -> Blob:
         if item.held is not None:
             return await self._commit_load(item, item.held)
         digest = item.job.digest if item.job else EMPTY
+        if item.expected not in (None, digest) and await self._mend(item, run):
+            digest = item.expected
         check_digest(digest, item.expected, item.file.path)
         blob = await self._commit_fetch(item, digest)
         if item.segment is not None:
             await self._seal(item, blob)
         item.committed = True
         return blob
+
+    async def _mend(self, item: Item, run: _Run) -> bool:
+        """Whether the file is now what it should be."""
+        if item.job is None or item.ingest is None or item.expected is None or not item.file.ranges:
+            return False
+        view = item.segment.view if item.segment else None
+        mender = Mender(item.job, item.ingest.read, view, options=self.options, stopping=run.stopping)
+        mended = await in_own_thread(partial(mender.run, item.expected), run.stopping.set, "weightd-mend")
+        if mended:
+            run.flight.report(EventKind.REPAIRED, mended_text(item.file.path, mended, len(item.job.parts)))
+        return bool(mended)
 
     async def _commit_load(self, item: Item, blob: Blob) -> Blob:
         await self._seal(item, blob)

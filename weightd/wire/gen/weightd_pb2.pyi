@@ -244,6 +244,8 @@ class Event(_message.Message):
         KIND_LOADED: _ClassVar[Event.Kind]
         KIND_ACQUIRED: _ClassVar[Event.Kind]
         KIND_RELEASED: _ClassVar[Event.Kind]
+        KIND_DAMAGED: _ClassVar[Event.Kind]
+        KIND_REPAIRED: _ClassVar[Event.Kind]
     KIND_UNSPECIFIED: Event.Kind
     KIND_FETCH_STARTED: Event.Kind
     KIND_FETCH_FINISHED: Event.Kind
@@ -251,6 +253,8 @@ class Event(_message.Message):
     KIND_LOADED: Event.Kind
     KIND_ACQUIRED: Event.Kind
     KIND_RELEASED: Event.Kind
+    KIND_DAMAGED: Event.Kind
+    KIND_REPAIRED: Event.Kind
     KIND_FIELD_NUMBER: _ClassVar[int]
     REF_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
