@@ -174,7 +174,7 @@ async def test_an_error_of_on_progress_ends_the_call(client: Any, daemon: Served
 
 
 async def test_a_timeout_is_for_the_model_not_for_the_lease(client: Any, daemon: Served) -> None:
-    lease = await client.acquire(REF, timeout=0.2)
+    lease = await client.acquire(REF, timeout=20)
     daemon.engine.gate = asyncio.Event()
     daemon.engine.steps = [fetching(10)]
     with pytest.raises(errors.TimedOut, match=r"0\.3 s"):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
+import time
 
 import pytest
 
@@ -237,3 +239,58 @@ async def test_after_close_of_the_source_connections_are_not_kept(origin: Origin
     read(reader, 0, 10)
     await source.close()
     reader.close()  # A socket left open would be a ResourceWarning, which is an error here.
+
+
+async def test_a_refusal_of_one_part_holds_up_the_others(origin: Origin, http: HttpSource) -> None:
+    """429 with Retry-After: who was refused is told, and no other part is asked for before the time."""
+    file = await pin(http, origin)
+    origin.fault("f.bin", Fault(status=429, headers={"Retry-After": "1"}), times=1)
+    first, second = http.reader(file), http.reader(file)
+    with pytest.raises(SourceUnavailable) as caught:
+        await asyncio.to_thread(first.start, 0, 10)
+    began = time.monotonic()
+    assert caught.value.retry_after == 1
+    first.close()
+    await asyncio.to_thread(second.start, 0, 10)
+    assert time.monotonic() - began >= 0.9
+    second.close()
+
+
+async def test_one_that_waits_for_its_turn_is_aborted(origin: Origin, http: HttpSource) -> None:
+    file = await pin(http, origin)
+    origin.fault("f.bin", Fault(status=503, headers={"Retry-After": "30"}), times=1)
+    first, second = http.reader(file), http.reader(file)
+    with pytest.raises(SourceUnavailable):
+        await asyncio.to_thread(first.start, 0, 10)
+    first.close()
+    waiting = asyncio.create_task(asyncio.to_thread(second.start, 0, 10))
+    await asyncio.sleep(0.05)
+    second.abort()
+    async with asyncio.timeout(5):
+        with pytest.raises(SourceUnavailable, match="aborted"):
+            await waiting
+    second.close()
+    (gate,) = http._pool.gates._gates.values()
+    assert gate.running == 0
+
+
+@pytest.mark.parametrize(
+    "fault", [Fault(status=500), Fault(short=5), Fault(reset_after=0), Fault(hang_up=True), Fault()]
+)
+async def test_no_turn_is_lost(origin: Origin, http: HttpSource, fault: Fault) -> None:
+    file = await pin(http, origin)
+    for _ in range(3):
+        origin.fault("f.bin", fault, times=2)
+        reader = http.reader(file)
+        try:
+            await asyncio.to_thread(reader.start, 0, 10)
+            view = memoryview(bytearray(10))
+            while view:
+                view = view[await asyncio.to_thread(reader.readinto, view) :]
+            await asyncio.to_thread(reader.finish)
+        except WeightdError:
+            pass
+        reader.close()
+        reader.close()
+    (gate,) = http._pool.gates._gates.values()
+    assert gate.running == 0

@@ -19,8 +19,9 @@ from weightd.core.errors import (
     WeightdError,
 )
 from weightd.core.manifest import FileSpec, Manifest
+from weightd.core.ranges import retry_after
 from weightd.core.refs import parse_ref
-from weightd.sources.http import HttpSource, retry_after
+from weightd.sources.http import HttpSource
 
 
 async def resolve(source: HttpSource, url: str) -> Manifest:

@@ -5,6 +5,8 @@ The rules are those of RFC 9110 §13 and §14. Header names are lower case. `whe
 
 from __future__ import annotations
 
+import datetime
+import email.utils
 import re
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -23,6 +25,11 @@ Headers = Mapping[str, str]
 
 _RANGE = re.compile(r"bytes (?:(\d{1,18})-(\d{1,18})|\*)/(\d{1,18}|\*)", re.ASCII | re.IGNORECASE)
 _LENGTH = re.compile(r"\d{1,18}", re.ASCII)
+_ITEM = re.compile(r"([rt])\s*=\s*(\d{1,18})", re.ASCII)
+THROTTLED = frozenset({429, 503})
+"""Statuses by which an origin says that it is asked too often."""
+MAX_RETRY_AFTER = 30.0
+"""Seconds: the longest wait that an origin gets when it asks for one."""
 _STRONG = re.compile(r'"[\x21\x23-\x7e\x80-\xff]*"')
 
 
@@ -86,6 +93,34 @@ def conditions(validator: Validator) -> dict[str, str]:
 def is_transient(status: int) -> bool:
     """A status after which the same request may succeed."""
     return status in (408, 425, 429) or status >= 500
+
+
+def asked_to_wait(headers: Headers, now: float) -> float:
+    """Seconds until the origin wants to be asked again, at most MAX_RETRY_AFTER; 0 where it does not say.
+
+    Retry-After, else the reset of a RateLimit whose remaining requests are none (draft-ietf-httpapi-ratelimit-headers:
+    "r=0;t=5", or the older RateLimit-Remaining and RateLimit-Reset). `now` in seconds since the epoch.
+    """
+    if "retry-after" in headers:
+        return retry_after(headers["retry-after"], now)
+    found = dict(_ITEM.findall(headers.get("ratelimit", "")))
+    left = found.get("r") or headers.get("ratelimit-remaining", "").strip()
+    reset = found.get("t") or headers.get("ratelimit-reset", "").strip()
+    return min(float(reset[:9]), MAX_RETRY_AFTER) if left == "0" and reset.isdecimal() else 0.0
+
+
+def retry_after(value: str, now: float) -> float:
+    """Seconds, at most MAX_RETRY_AFTER, from a Retry-After header (RFC 9110 §10.2.3); 0 for none or nonsense."""
+    value = value.strip()
+    if value.isdecimal():
+        return min(float(value[:9]), MAX_RETRY_AFTER)
+    try:
+        when = email.utils.parsedate_to_datetime(value)
+    except (ValueError, IndexError):
+        return 0.0
+    if when.tzinfo is None:
+        when = when.replace(tzinfo=datetime.UTC)
+    return min(max(when.timestamp() - now, 0.0), MAX_RETRY_AFTER)
 
 
 def status_error(status: int, where: str) -> WeightdError:

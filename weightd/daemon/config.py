@@ -58,6 +58,22 @@ class FetchSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_rate: str | int = 0
 
 
+class HttpSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[http]` as it is written."""
+
+    connections_per_host: int = 16
+    connect_timeout_s: float = 10.0
+    ca_file: str = ""
+
+
+class HttpConfig(msgspec.Struct, frozen=True):
+    """`connections_per_host`: requests under way at one origin, at most. `ca_file`: PEM, None for the system's."""
+
+    connections_per_host: int
+    connect_timeout_s: float
+    ca_file: Path | None
+
+
 class FetchConfig(msgspec.Struct, frozen=True):
     """Of one transfer, but for `transfers`: how many may run at once. `part_size` in bytes, `retries` per part."""
 
@@ -87,6 +103,7 @@ class Config(msgspec.Struct, frozen=True):
     shm_budget: BudgetSpec
     nvme_budget: BudgetSpec
     fetch: FetchConfig
+    http: HttpConfig
     models: dict[str, NamedModel]
     file: Path | None = None
 
@@ -127,6 +144,7 @@ def load_config(file: Path | None, *, env: Mapping[str, str], uid: int, override
         shm_budget=reader.budget("shm", shm.budget, overrides.shm_budget),
         nvme_budget=reader.budget("nvme", nvme.budget, overrides.nvme_budget),
         fetch=_fetch(reader, data),
+        http=_http(reader, data, base),
         models=reader.models(data, base),
         file=file,
     )
@@ -185,7 +203,7 @@ class _Reader:
             data = tomllib.loads(self._text)
         except tomllib.TOMLDecodeError as e:
             raise ConfigError(f"{self._where} is not valid TOML: {e}", remedy=SEE) from None
-        known = ("daemon", "shm", "nvme", "fetch", "models")
+        known = ("daemon", "shm", "nvme", "fetch", "http", "models")
         for key in data:
             if key not in known:
                 raise self.fault((key,), f"unknown key; there are {', '.join(known)}")
@@ -263,6 +281,19 @@ def _fetch(reader: _Reader, data: dict[str, Any]) -> FetchConfig:
         stall_timeout_s=reader.value(("fetch", "stall_timeout_s"), _between(0.1, 3600.0), section.stall_timeout_s),
         retries=whole("retries", 0, 100),
         max_rate=reader.value(("fetch", "max_rate"), _rate, section.max_rate),
+    )
+
+
+def _http(reader: _Reader, data: dict[str, Any], base: Path) -> HttpConfig:
+    section = reader.section("http", HttpSection, data)
+
+    def value(key: str, low: float, high: float) -> float:
+        return float(reader.value(("http", key), _between(low, high), getattr(section, key)))
+
+    return HttpConfig(
+        connections_per_host=int(value("connections_per_host", 1, 1024)),
+        connect_timeout_s=value("connect_timeout_s", 0.1, 600.0),
+        ca_file=_path(section.ca_file, base),
     )
 
 

@@ -11,7 +11,12 @@ from weightd.sources.registry import SourceOptions, Sources
 
 def make_sources(config: Config) -> Sources:
     """With the configured models. The caller closes it."""
-    http = HttpOptions(read_timeout=config.fetch.stall_timeout_s)
+    http = HttpOptions(
+        connect_timeout=config.http.connect_timeout_s,
+        read_timeout=config.fetch.stall_timeout_s,
+        connections_per_host=config.http.connections_per_host,
+        ca_file=str(config.http.ca_file or ""),
+    )
     return Sources(SourceOptions(http=http, models=config.models))
 
 

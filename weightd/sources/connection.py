@@ -15,6 +15,7 @@ import msgspec
 
 from weightd.core.errors import ConfigError
 from weightd.sources import net
+from weightd.sources.gates import Gates
 from weightd.sources.urls import Origin, Target
 
 IDLE_SECONDS = 10.0
@@ -22,7 +23,8 @@ IDLE_SECONDS = 10.0
 
 
 class HttpOptions(msgspec.Struct, frozen=True):
-    """Times in seconds. `ca_file` is a PEM file of authorities trusted instead of the system's."""
+    """Times in seconds. `ca_file` is a PEM file of authorities trusted instead of the system's. No more than
+    `connections_per_host` requests are under way at one origin."""
 
     connect_timeout: float = 10.0
     read_timeout: float = 30.0
@@ -126,6 +128,7 @@ class ConnectionPool:
         self._idle: dict[Origin, list[Connection]] = defaultdict(list)
         self._context: ssl.SSLContext | None = None
         self._closed = False
+        self.gates = Gates(options.connections_per_host)
 
     def take(self, origin: Origin) -> tuple[Connection, bool]:
         """A connection, and whether it was used before. A fresh one connects when it is asked."""

@@ -7,8 +7,6 @@ ranges). The body of an answer that ignores the range is not read.
 from __future__ import annotations
 
 import asyncio
-import datetime
-import email.utils
 import importlib
 import random
 import ssl
@@ -20,7 +18,7 @@ from weightd.core.backoff import full_jitter
 from weightd.core.digest import Digest
 from weightd.core.errors import ManifestError, SourceUnavailable, WeightdError
 from weightd.core.manifest import FileSpec, Manifest, make_manifest
-from weightd.core.ranges import Probe, is_transient, judge_probe, status_error
+from weightd.core.ranges import THROTTLED, Probe, asked_to_wait, is_transient, judge_probe, status_error
 from weightd.core.refs import Ref, redact
 from weightd.sources import net, urls
 from weightd.sources import safetensors_repo as repo
@@ -30,8 +28,6 @@ from weightd.sources.http_reader import USER_AGENT, HttpReader
 if TYPE_CHECKING:
     import aiohttp
 
-MAX_RETRY_AFTER = 30.0
-"""Seconds: the longest Retry-After that is honoured in full."""
 _SMALL_BODY = 64 << 10
 _NONE: frozenset[int] = frozenset()
 _ABSENT = frozenset({404, 410})
@@ -139,6 +135,9 @@ class HttpSource:
 
     async def _ask(self, url: str, extra: dict[str, str]) -> _Answer:
         """Follow redirects, and repeat while the fault may pass; the last answer, or the last fault raised."""
+        delay = self._pool.gates.of(urls.target(url).origin).delay()
+        if delay > 0:
+            await self._sleep(delay)
         for attempt in range(self._options.attempts):
             last = attempt + 1 == self._options.attempts
             wait = full_jitter(attempt, self._draw())
@@ -146,7 +145,7 @@ class HttpSource:
                 answer = await self._follow(url, extra)
                 if last or not is_transient(answer.status):
                     return answer
-                wait = max(wait, retry_after(answer.headers.get("retry-after", ""), time.time()))
+                wait = max(wait, asked_to_wait(answer.headers, time.time()))
             except _BrokeOff as e:
                 if last:
                     raise e.error from None
@@ -177,7 +176,10 @@ class HttpSource:
                 length = answer.headers.get("Content-Length", "")
                 if length.isdecimal() and int(length) <= _SMALL_BODY:
                     await answer.read()  # Else the connection could not be used again.
-                return answer.status, {k.lower(): v for k, v in answer.headers.items()}
+                found = {k.lower(): v for k, v in answer.headers.items()}
+                if answer.status in THROTTLED:
+                    self._pool.gates.of(to.origin).throttled(asked_to_wait(found, time.time()))
+                return answer.status, found
         except (aiohttp.ClientError, OSError, ValueError) as e:
             raise self._translated(e, to.origin, where) from None
 
@@ -245,20 +247,6 @@ class _Folder:
 
     def missing(self, path: str, why: str) -> WeightdError:
         return repo.not_found(redact(self._url), path, why)
-
-
-def retry_after(value: str, now: float) -> float:
-    """Seconds, at most MAX_RETRY_AFTER, from a Retry-After header (RFC 9110 §10.2.3); 0 for none or nonsense."""
-    value = value.strip()
-    if value.isdecimal():
-        return min(float(value[:9]), MAX_RETRY_AFTER)
-    try:
-        when = email.utils.parsedate_to_datetime(value)
-    except (ValueError, IndexError):
-        return 0.0
-    if when.tzinfo is None:
-        when = when.replace(tzinfo=datetime.UTC)
-    return min(max(when.timestamp() - now, 0.0), MAX_RETRY_AFTER)
 
 
 def _ssl(e: BaseException) -> OSError:

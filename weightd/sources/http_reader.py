@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import http.client
+import time
 from collections.abc import Mapping
 
-from weightd.core.errors import SizeMismatch, WeightdError
+from weightd.core.errors import SizeMismatch, SourceUnavailable, WeightdError
 from weightd.core.manifest import FileSpec
-from weightd.core.ranges import Wanted, conditions, judge_body, status_error
+from weightd.core.ranges import THROTTLED, Wanted, asked_to_wait, conditions, judge_body, status_error
 from weightd.core.refs import redact
 from weightd.sources import net
 from weightd.sources.connection import Connection, ConnectionPool
+from weightd.sources.gates import Gate
 from weightd.sources.urls import REDIRECTS, Origin, Trail, target
 from weightd.version import __version__
 
@@ -33,6 +35,7 @@ class HttpReader:
         self._response: http.client.HTTPResponse | None = None
         self._length = self._left = 0
         self._aborted = False
+        self._gate: Gate | None = None
 
     def start(self, offset: int, length: int) -> None:
         if length <= 0 or offset < 0 or offset + length > self._file.size:
@@ -42,10 +45,22 @@ class HttpReader:
             response = self._follow(self._address, _headers(wanted))
             if response.status in _STALE and self._address != self._file.url:
                 response = self._follow(self._file.url, _headers(wanted))
-            judge_body(wanted, response.status, _lower(response), self._where)
+            self._judge(wanted, response)
         except WeightdError as e:
             raise e.about(file=self._file.path) from None
         self._length = self._left = length
+
+    def _judge(self, wanted: Wanted, response: http.client.HTTPResponse) -> None:
+        headers = _lower(response)
+        try:
+            judge_body(wanted, response.status, headers, self._where)
+        except SourceUnavailable as e:
+            if response.status in THROTTLED:
+                wait = asked_to_wait(headers, time.time())
+                e.retry_after = wait or None
+                if self._gate is not None:
+                    self._gate.throttled(wait)
+            raise
 
     def _follow(self, address: str, headers: Mapping[str, str]) -> http.client.HTTPResponse:
         trail = Trail(address)
@@ -62,6 +77,7 @@ class HttpReader:
 
     def _ask(self, url: str, headers: Mapping[str, str]) -> http.client.HTTPResponse:
         to = target(url)
+        self._enter(self._pool.gates.of(to.origin))
         connection, reused = self._connect(to.origin)
         try:
             try:
@@ -79,6 +95,19 @@ class HttpReader:
                 raise net.aborted(self._where) from None
             raise
         return self._response
+
+    def _enter(self, gate: Gate) -> None:
+        """Wait for a turn at this origin, which lasts until the body has ended, or this is closed."""
+        self._leave()
+        self._gate = gate
+        if not gate.enter(lambda: self._aborted):
+            self._gate = None
+            raise net.aborted(self._where)
+
+    def _leave(self) -> None:
+        gate, self._gate = self._gate, None
+        if gate is not None:
+            gate.leave()
 
     def _connect(self, origin: Origin) -> tuple[Connection, bool]:
         """The connection of the last answer if it can serve this one, else another."""
@@ -124,9 +153,17 @@ class HttpReader:
         if not count:
             raise net.ended_early(self._where, self._length - self._left, self._length).about(file=self._file.path)
         self._left -= count
+        if self._gate is not None:
+            self._gate.moved(count)
         return count
 
     def finish(self) -> None:
+        try:
+            self._check_end()
+        finally:
+            self._leave()
+
+    def _check_end(self) -> None:
         response = self._response
         if response is None or self._left:
             raise ValueError(f"finish with {self._left} bytes unread")
@@ -145,8 +182,11 @@ class HttpReader:
         self._aborted = True
         if (connection := self._connection) is not None:
             connection.abort()
+        if (gate := self._gate) is not None:
+            gate.wake()
 
     def close(self) -> None:
+        self._leave()
         self._release()
 
     def _release(self) -> None:
