@@ -14,7 +14,7 @@ import pytest
 from tests.support.fake_engine import DEMO, REF, fetching
 from tests.support.serving import Served, until
 from weightd import AsyncClient, Client, Lease, errors
-from weightd.client.types import EventKind, ModelInfo
+from weightd.client.types import CopyState, EventKind, ModelInfo
 from weightd.core.lifecycle import DaemonState, Residency
 from weightd.core.progress import Progress
 from weightd.core.verification import Verification
@@ -111,6 +111,22 @@ async def test_status(client: Any, daemon: Served) -> None:
     assert (status.pid, status.state, status.models) == (os.getpid(), DaemonState.SERVING, 1)
     assert (status.shm.budget, status.shm.free, status.uptime) == (100, 97, 1.25)
     assert status.state_directory == str(daemon.engine.directory)
+
+
+async def test_verify(client: Any, daemon: Served) -> None:
+    daemon.engine.steps = [fetching(10)]
+    read: list[tuple[int, int]] = []
+
+    def noted(done: int, total: int) -> None:
+        read.append((done, total))
+
+    if isinstance(client.real, AsyncClient):
+        checks = [c async for c in client.real.verify(REF, quick=True, on_progress=noted)]
+    else:
+        checks = await asyncio.to_thread(lambda: list(client.real.verify(REF, quick=True, on_progress=noted)))
+    assert [(c.ref, c.path) for c in checks] == [(REF, path) for path in DEMO]
+    assert {(c.nvme, c.shm, c.detail) for c in checks} == {(CopyState.SOUND, CopyState.REPAIRED, "True")}
+    assert read == [(1, 2)]
 
 
 async def test_watch_misses_nothing_that_happens_after_it_began(client: Any, daemon: Served) -> None:

@@ -26,7 +26,19 @@ from weightd.core.manifest import FileSpec, Manifest, make_manifest
 from weightd.core.progress import FileProgress, Phase, Progress
 from weightd.core.refs import parse_ref
 from weightd.core.verification import Verification
-from weightd.engine.api import EngineStatus, Event, EventKind, FileState, Lease, ModelState, Tier, TierStatus
+from weightd.engine.api import (
+    CopyState,
+    EngineStatus,
+    Event,
+    EventKind,
+    FileCheck,
+    FileState,
+    Lease,
+    ModelState,
+    Tier,
+    TierStatus,
+    VerifyProgress,
+)
 from weightd.rpc.server import make_server
 
 REF = "demo"
@@ -179,6 +191,15 @@ class FakeEngine:
         async for progress in self._progress(ref):
             yield progress
         yield FakeLease(self, ref)
+
+    async def verify(self, ref: str = "", *, quick: bool = False) -> AsyncGenerator[FileCheck | VerifyProgress, None]:
+        async for _ in self._progress(ref):
+            yield VerifyProgress(1, 2)
+        for model in [self.model(ref)] if ref else self.models():
+            for f in model.files:
+                yield FileCheck(
+                    model.ref, f.path, f.size, f.digest, f.verification, CopyState.SOUND, CopyState.REPAIRED, f"{quick}"
+                )
 
     async def _progress(self, ref: str) -> AsyncGenerator[Progress, None]:
         try:

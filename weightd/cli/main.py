@@ -23,6 +23,7 @@ COMMANDS: Final = {
     "fetch": "Bring models onto this host, or into a directory.",
     "ls": "List the models on this host.",
     "status": "Show what the daemon holds and what room is left.",
+    "verify": "Check again what is at rest, and repair it.",
     "inspect": "List the tensors of a model.",
     "doctor": "Check this host, and say how to mend what is wrong.",
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Generator
+from collections.abc import AsyncGenerator, Callable, Generator
 from types import TracebackType
 from typing import Any
 
@@ -15,7 +15,7 @@ from weightd.client.client import OnProgress, report
 from weightd.client.faults import timed_out, unfinished
 from weightd.client.lease import Lease
 from weightd.client.link import ANSWER_LIMIT
-from weightd.client.types import EventInfo, ManifestInfo, ModelInfo, StatusInfo, Tier
+from weightd.client.types import EventInfo, FileCheck, ManifestInfo, ModelInfo, StatusInfo, Tier
 from weightd.core.errors import WeightdError
 from weightd.wire import methods
 from weightd.wire.gen import weightd_pb2 as pb
@@ -47,6 +47,18 @@ class AsyncClient:
                     return convert.model_info(event.model)
                 report(on_progress, event.progress)
         raise unfinished(ref)
+
+    async def verify(
+        self, ref: str = "", *, quick: bool = False, on_progress: Callable[[int, int], None] | None = None
+    ) -> AsyncGenerator[FileCheck, None]:
+        """See `Client.verify`."""
+        request = convert.verify_request(ref, quick)
+        async with await self._connection.stream(methods.VERIFY, request, ref) as events:
+            while (event := await events.read()) is not None:
+                if event.HasField("check"):
+                    yield convert.file_check(event.check)
+                elif on_progress is not None:
+                    on_progress(event.progress.bytes_done, event.progress.bytes_total)
 
     def acquire(self, ref: str, on_progress: OnProgress | None = None, timeout: float | None = None) -> Acquiring:
         """See `Client.acquire`. Await it, or enter it with `async with`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from types import TracebackType
 
 from weightd.client import convert
@@ -12,7 +12,7 @@ from weightd.client.connection import Connection, Stream
 from weightd.client.faults import unfinished
 from weightd.client.lease import Lease
 from weightd.client.link import ANSWER_LIMIT
-from weightd.client.types import EventInfo, ManifestInfo, ModelInfo, StatusInfo, Tier
+from weightd.client.types import EventInfo, FileCheck, ManifestInfo, ModelInfo, StatusInfo, Tier
 from weightd.core.errors import WeightdError
 from weightd.core.progress import Progress
 from weightd.wire import methods
@@ -53,6 +53,19 @@ class Client:
                     return convert.model_info(event.model)
                 report(on_progress, event.progress)
         raise unfinished(ref)
+
+    def verify(
+        self, ref: str = "", *, quick: bool = False, on_progress: Callable[[int, int], None] | None = None
+    ) -> Generator[FileCheck]:
+        """Check again what is at rest of `ref`, or of all models, and repair it: a FileCheck for each file, as it is
+        done. `quick` compares sizes only; `on_progress(done, total)` counts bytes read. Closing the iterator stops it.
+        """
+        with self._connection.stream(methods.VERIFY, convert.verify_request(ref, quick), ref) as events:
+            for event in events:
+                if event.HasField("check"):
+                    yield convert.file_check(event.check)
+                elif on_progress is not None:
+                    on_progress(event.progress.bytes_done, event.progress.bytes_total)
 
     def acquire(self, ref: str, on_progress: OnProgress | None = None, timeout: float | None = None) -> Lease:
         """Claim `ref`, in shared memory; brings it there first where need be.

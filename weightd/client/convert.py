@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from weightd.client.types import (
+    CopyState,
     EventInfo,
     EventKind,
+    FileCheck,
     ManifestFile,
     ManifestInfo,
     ModelFile,
@@ -96,6 +98,24 @@ def status_info(s: pb.Status) -> StatusInfo:
 
 def _tier_info(t: pb.TierStatus) -> TierInfo:
     return TierInfo(budget=t.budget, reserved=t.reserved, resident=t.resident, free=t.free)
+
+
+def verify_request(ref: str, quick: bool) -> pb.VerifyRequest:
+    """`ref` "" for all models."""
+    return pb.VerifyRequest(ref=checked_ref(ref) if ref else "", quick=quick)
+
+
+def file_check(c: pb.FileCheck) -> FileCheck:
+    return FileCheck(
+        ref=c.ref,
+        path=c.path,
+        size=c.size,
+        digest=c.digest,
+        verification=verification_from_pb(c.verification),
+        nvme=CopyState(c.nvme),
+        shm=CopyState(c.shm),
+        detail=c.detail,
+    )
 
 
 def event_info(e: pb.Event) -> EventInfo:

@@ -91,6 +91,34 @@ class StatusInfo(msgspec.Struct, frozen=True):
     shm_huge_bytes: int
 
 
+class CopyState(enum.Enum):
+    """What a verification found of one copy of a file, and left. LOST: damaged, not repaired, and not served any
+    more. The values are those of the wire; UNKNOWN is what a newer daemon says."""
+
+    UNKNOWN = 0
+    SOUND = 1
+    REPAIRED = 2
+    LOST = 3
+    ABSENT = 4
+
+    @classmethod
+    def _missing_(cls, value: object) -> CopyState:
+        return cls.UNKNOWN
+
+
+class FileCheck(msgspec.Struct, frozen=True):
+    """One file of a model after a verification. `detail` is for people."""
+
+    ref: str
+    path: str
+    size: int
+    digest: str
+    verification: Verification
+    nvme: CopyState
+    shm: CopyState
+    detail: str
+
+
 class EventKind(enum.Enum):
     """The values are those of the wire; UNKNOWN is what a newer daemon says."""
 

@@ -84,6 +84,36 @@ class Event(msgspec.Struct, frozen=True):
     detail: str = ""
 
 
+class CopyState(enum.Enum):
+    """What a verification found of one copy of a file, and left. The values are those of the wire."""
+
+    SOUND = 1
+    REPAIRED = 2
+    LOST = 3
+    ABSENT = 4
+
+
+class FileCheck(msgspec.Struct, frozen=True):
+    """One file of a model after a verification. `detail` is for people: what was wrong, or why it could not be
+    repaired."""
+
+    ref: str
+    path: str
+    size: int
+    digest: Digest
+    verification: Verification
+    nvme: CopyState
+    shm: CopyState
+    detail: str = ""
+
+
+class VerifyProgress(msgspec.Struct, frozen=True):
+    """Bytes read of those to be read."""
+
+    done: int
+    total: int
+
+
 class TierStatus(msgspec.Struct, frozen=True):
     """Bytes."""
 
@@ -141,6 +171,11 @@ class EngineApi(Protocol):
 
     def model(self, ref: str) -> ModelState:
         """Raises ModelNotFound."""
+        ...
+
+    def verify(self, ref: str = "", *, quick: bool = False) -> AsyncGenerator[FileCheck | VerifyProgress, None]:
+        """Check what is at rest of one model, or of all; `quick` compares sizes only. What is damaged is repaired, or
+        quarantined. Raises ModelNotFound. Closing the iterator stops it."""
         ...
 
     def watch(self) -> AsyncGenerator[Event, None]:

@@ -89,6 +89,7 @@ class Bringer:
             item = next((by_key[k] for k in keys if k in by_key), None)
             if item is None:
                 item = Item(keys, file, expected, blob, into_shm=tier is Tier.SHM)
+                item.repairing = blob is None and file.path in known
                 items.append(item)
             item.paths.append(file.path)
             by_key |= dict.fromkeys(keys, item)

@@ -233,6 +233,19 @@ class Catalog:
         blob.nvme.to(Residency.ABSENT)
         self.moved(blob)
 
+    async def detach(self, blob: Blob) -> None:
+        """Its segment is no longer resident; what is mapped of it stays as it is."""
+        segment = blob.segment
+        if segment is None or not blob.in_shm:
+            return
+        blob.shm.to(Residency.EVICTING)
+        blob.segment = None
+        self.moved(blob)
+        await self.io(segment.unlink)
+        self.shm.free(footprint(blob.record.size))
+        blob.shm.to(Residency.ABSENT)
+        self.moved(blob)
+
     def _set_aside(self, blob: Blob) -> None:
         record = blob.record
         if not self.store.salvage(record.digest, record.size, record.part_size, blob.checksums()):

@@ -16,7 +16,16 @@ from weightd.core.lifecycle import DAEMON, DaemonState, Lifecycle
 from weightd.core.manifest import Manifest, with_digest
 from weightd.core.progress import Progress
 from weightd.core.refs import Ref, parse_ref
-from weightd.engine.api import EngineStatus, Event, EventKind, ModelState, Tier, TierStatus
+from weightd.engine.api import (
+    EngineStatus,
+    Event,
+    EventKind,
+    FileCheck,
+    ModelState,
+    Tier,
+    TierStatus,
+    VerifyProgress,
+)
 from weightd.engine.bring import Bringer
 from weightd.engine.catalog import Catalog, Model
 from weightd.engine.events import Events
@@ -24,6 +33,7 @@ from weightd.engine.flights import Flight, Flights
 from weightd.engine.kept import KeptIngests
 from weightd.engine.lanes import Lanes
 from weightd.engine.mover import Mover
+from weightd.engine.scrub import Scrubber
 from weightd.engine.transfer import TransferOptions
 from weightd.sources.protocols import Source
 from weightd.storage.protocols import BlobStore, SegmentStore
@@ -95,6 +105,7 @@ class Engine:
         self._bringer = Bringer(self._catalog, self._mover)
         self._flights: Flights[Model] = Flights()
         self._events = Events()
+        self._scrubber = Scrubber(self._catalog, self._restore, self._events.emit)
         self.leases = 0
         self._started = time.monotonic()
 
@@ -232,6 +243,23 @@ class Engine:
             if model is not None:
                 return model
             held = self._catalog.models[ref.text]
+
+    async def verify(self, ref: str = "", *, quick: bool = False) -> AsyncGenerator[FileCheck | VerifyProgress, None]:
+        self._serving()
+        every = self._catalog.models
+        models = [self._catalog.model(parse_ref(ref))] if ref else [every[name] for name in sorted(every)]
+        async with aclosing(self._scrubber.verify(models, quick=quick)) as checks:
+            async for check in checks:
+                yield check
+
+    async def _restore(self, model: Model, tier: Tier) -> None:
+        """All of its files resident again; its origin is asked only for what is not here."""
+        key = ("restore", model.ref.text, tier)
+        # Not begun again for a source that changed: what it serves now is not what is damaged here.
+        flight = self._flights.get(key, lambda flight: self._fly_once(flight, model.ref, None, tier, model))
+        async with aclosing(self._follow(flight)) as events:
+            async for _ in events:
+                pass
 
     def announce(self, kind: EventKind, model: Model) -> None:
         """Tell the watchers."""

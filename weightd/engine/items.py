@@ -47,6 +47,8 @@ class Item:
     ingest: Ingest | None = None
     job: FileJob | None = None
     committed: bool = field(default=False)
+    repairing: bool = False
+    """What is kept of it is a damaged blob, whose sound parts are right whatever the origin serves now."""
     refused: bool = field(default=False)
     """Its bytes are not those that were promised: nothing of them is kept."""
     part_size: int = 0
@@ -149,7 +151,7 @@ class Item:
         finally:
             if self.ingest is not None:
                 # One that was not needed, because its bytes were here already, is not kept either.
-                self.ingest.abort() if self.refused or self.committed else self.ingest.keep()
+                self.ingest.abort() if (self.refused and not self.repairing) or self.committed else self.ingest.keep()
 
 
 class LocalReader:

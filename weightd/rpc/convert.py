@@ -5,7 +5,16 @@ from __future__ import annotations
 from typing import cast
 
 from weightd.core.errors import InvalidArgument
-from weightd.engine.api import EngineStatus, Event, FileState, ModelState, Tier, TierStatus
+from weightd.engine.api import (
+    EngineStatus,
+    Event,
+    FileCheck,
+    FileState,
+    ModelState,
+    Tier,
+    TierStatus,
+    VerifyProgress,
+)
 from weightd.version import __version__
 from weightd.wire.convert import residency_to_pb, shown, verification_to_pb
 from weightd.wire.gen import weightd_pb2 as pb
@@ -68,6 +77,23 @@ def event_to_pb(event: Event) -> pb.Event:
         time=event.time,
         detail=event.detail,
     )
+
+
+def verify_to_pb(found: FileCheck | VerifyProgress) -> pb.VerifyEvent:
+    """One step of a verification."""
+    if isinstance(found, VerifyProgress):
+        return pb.VerifyEvent(progress=pb.VerifyProgress(bytes_done=found.done, bytes_total=found.total))
+    check = pb.FileCheck(
+        ref=shown(found.ref),
+        path=found.path,
+        size=found.size,
+        digest=found.digest,
+        verification=verification_to_pb(found.verification),
+        nvme=cast("pb.CopyState", found.nvme.value),
+        shm=cast("pb.CopyState", found.shm.value),
+        detail=found.detail,
+    )
+    return pb.VerifyEvent(check=check)
 
 
 def status_to_pb(status: EngineStatus, pid: int) -> pb.Status:

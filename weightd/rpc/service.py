@@ -13,7 +13,7 @@ from weightd.core.digest import parse_digest
 from weightd.core.errors import Draining
 from weightd.core.progress import Progress
 from weightd.engine.api import EngineApi, Event, Lease
-from weightd.rpc.convert import event_to_pb, model_to_pb, status_to_pb, tier_from_pb
+from weightd.rpc.convert import event_to_pb, model_to_pb, status_to_pb, tier_from_pb, verify_to_pb
 from weightd.rpc.handles import ReadyHandles
 from weightd.rpc.interceptors import Context, Handler, guarded
 from weightd.rpc.pace import Pace
@@ -79,6 +79,12 @@ class Service:
                 lease.release()
         self._admit()
 
+    async def verify(self, request: pb.VerifyRequest, context: Context) -> None:
+        self._admit()
+        async with contextlib.aclosing(self._engine.verify(request.ref, quick=request.quick)) as steps:
+            async for step in steps:
+                await context.write(verify_to_pb(step).SerializeToString())
+
     async def list_models(self, _: pb.ListModelsRequest, __: Context) -> pb.ListModelsResponse:
         return pb.ListModelsResponse(models=[model_to_pb(m) for m in self._engine.models()])
 
@@ -121,6 +127,7 @@ class Service:
             _unary(methods.LIST_MODELS, self.list_models),
             _unary(methods.GET_MODEL, self.get_model),
             _stream(methods.WATCH, self.watch),
+            _stream(methods.VERIFY, self.verify),
             _unary(methods.GET_STATUS, self.get_status),
         ]
         return grpc.method_handlers_generic_handler(methods.SERVICE, dict(handlers))

@@ -63,7 +63,7 @@ class DirectoryBlobStore:
         self.ingests = root / "ingest"
         for directory in (self.blobs, self.ingests):
             _make_directory(directory)
-        self._directory = IngestDirectory(self.ingests, BLOB_MODE)
+        self._directory = IngestDirectory(self.ingests, BLOB_MODE, aside=root / "quarantine")
         self.kept, self.drop_kept = self._directory.kept, self._directory.drop
         self.drop_leftovers = self._directory.drop_leftovers
 
@@ -83,6 +83,9 @@ class DirectoryBlobStore:
             with disk_errors(self.blobs):
                 target.parent.mkdir(mode=0o750, exist_ok=True)
             fsync_directory(self.blobs)
+
+    def quarantine(self, digest: Digest, report: bytes) -> Path | None:
+        return self._directory.set_aside(digest, report)
 
     def restore(self, digest: Digest) -> bool:
         return self._directory.restore(digest, self.path(digest))

@@ -27,7 +27,7 @@ from weightd.storage.ledger import Ledger, LedgerHeader
 
 KEEP_S: Final = 7 * 86400.0
 """How long nobody has to come back for an ingest before a start drops it."""
-DATA, LEDGER, PROMISE = "data", "ledger", "promise"
+DATA, LEDGER, PROMISE, REPORT = "data", "ledger", "promise", "report.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,10 +176,13 @@ class FileIngest:
 
 
 class IngestDirectory:
-    """The ingests below `root`, of one process at a time. `mode` is that of committed files. Every method blocks."""
+    """The ingests below `root`, of one process at a time. `mode` is that of committed files. Every method blocks.
 
-    def __init__(self, root: Path, mode: int) -> None:
-        self.root, self.mode = root, mode
+    `aside` is where `set_aside` puts some of them; made when there is one.
+    """
+
+    def __init__(self, root: Path, mode: int, aside: Path | None = None) -> None:
+        self.root, self.mode, self._aside = root, mode, aside
         self._open: set[str] = set()
         self._lock = threading.Lock()
 
@@ -229,7 +232,9 @@ class IngestDirectory:
     def _waiting(self, name: str = "*") -> list[Path]:
         """Directories that may be resumed and that this process does not use, the latest used first."""
         with self._lock:
-            found = [p for p in self.root.glob(f"{name}.*") if p.name not in self._open and _is_directory(p)]
+            roots = [self.root] if self._aside is None else [self.root, self._aside]
+            places = [p for r in roots for p in r.glob(f"{name}.*")]
+            found = [p for p in places if p.name not in self._open and _is_directory(p)]
         return sorted(found, key=_used, reverse=True)
 
     def adopt(self, path: Path, header: LedgerHeader, checksums: Sequence[bytes]) -> bool:
@@ -264,6 +269,17 @@ class IngestDirectory:
             return True
         return False
 
+    def set_aside(self, identity: str, report: bytes) -> Path | None:
+        """Move the kept ingest of `identity` to where people look for what is damaged."""
+        for place in self._waiting(name_of(identity)):
+            if self._aside is None or place.parent == self._aside:
+                continue
+            with disk_errors(self._aside.parent):
+                self._aside.mkdir(mode=0o750, exist_ok=True)
+                (place / REPORT).write_bytes(report)
+                return place.rename(self._aside / place.name)
+        return None
+
     def take_over(self, other: Path) -> None:
         """Whatever can be resumed in another such directory, whose process is dead, is ours now."""
         for path in other.glob("*.*"):
@@ -278,7 +294,9 @@ class IngestDirectory:
         """Idempotent; harmless for one that was resumed since."""
         with self._lock:
             if kept.name not in self._open:
-                _remove(self.root / kept.name)
+                for root in (self.root, self._aside):
+                    if root is not None:
+                        _remove(root / kept.name)
 
     def drop_leftovers(self) -> int:
         """Remove what an earlier process left and nobody can, or has come to, resume; returns how many."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import secrets
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -70,6 +71,13 @@ class MemorySegment:
                 raise Unavailable(f"{self.name} was removed by somebody else", remedy="Try again.")
         self._object.mode = SEALED_MODE
         self._life.to(SegmentState.SEALED)
+
+    @contextmanager
+    def opened(self) -> Iterator[memoryview]:
+        if self.size and not self._is_ours():
+            raise NotFound(f"{self.name} is not there")
+        with memoryview(self._object.data).toreadonly() as view:
+            yield view
 
     def unlink(self) -> None:
         if self.state is SegmentState.UNLINKED:
@@ -212,6 +220,10 @@ class MemoryBlobStore:
     def restore(self, digest: Digest) -> bool:
         """Memory does not outlive its process."""
         return False
+
+    def quarantine(self, digest: Digest, report: bytes) -> Path | None:
+        """Kept as any other."""
+        return ROOT / "quarantine" if name_of(digest) in self.keeping else None
 
     def kept(self) -> list[Kept]:
         return [Kept(name, ingest.size, 0.0) for name, ingest in list(self.keeping.items())]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
@@ -48,6 +49,11 @@ class Segment(Protocol):
         Raises BufferError while somebody still holds a part of `view`, Unavailable when somebody else removed the
         object; then it is not published.
         """
+        ...
+
+    def opened(self) -> AbstractContextManager[memoryview]:
+        """The bytes of a SEALED segment, read-only, by a map of their own. Raises NotFound when somebody else removed
+        it, Corruption when its size is another."""
         ...
 
     def unlink(self) -> None:
@@ -144,6 +150,11 @@ class BlobStore(Protocol):
     def restore(self, digest: Digest) -> bool:
         """A blob that was committed and that nobody recorded before its process ended is an ingest again, to be
         resumed. False when nothing is left that proves its parts; the blob is where it was."""
+        ...
+
+    def quarantine(self, digest: Digest, report: bytes) -> Path | None:
+        """Put the kept ingest of a blob that could not be repaired aside, with a `report.json`; where it is, or None
+        when there is none. It still counts as kept, and is resumed when its bytes can be had again."""
         ...
 
     def kept(self) -> list[Kept]:

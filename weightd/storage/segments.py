@@ -15,7 +15,7 @@ from typing import Final
 import posix_ipc
 
 from weightd.core.budget import human
-from weightd.core.errors import AccessDenied, ShmFull, Unavailable
+from weightd.core.errors import AccessDenied, Corruption, NotFound, ShmFull, Unavailable
 from weightd.core.lifecycle import SEGMENT, Lifecycle, SegmentState
 from weightd.storage import pages
 from weightd.storage.direct import REFUSED
@@ -127,6 +127,27 @@ class PosixSegment:
             os.fchmod(self._fd, SEALED_MODE)
             self._close()
         self._life.to(SegmentState.SEALED)
+
+    @contextmanager
+    def opened(self) -> Iterator[memoryview]:
+        if not self.size:
+            yield memoryview(b"")
+            return
+        try:
+            fd = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError as e:
+            raise NotFound(f"{self.path} is not there: {e.strerror}", remedy="Find what removes it.") from None
+        try:
+            status = os.fstat(fd)
+            if (status.st_dev, status.st_ino) != self._identity:
+                raise NotFound(f"{self.path} is another object now", remedy="Find what replaces it.")
+            if status.st_size != self.size:
+                raise Corruption(f"{self.path} has {status.st_size} bytes, not {self.size}")
+            found = mmap.mmap(fd, self.size, prot=mmap.PROT_READ)
+        finally:
+            os.close(fd)
+        with found, memoryview(found) as view:
+            yield view
 
     def unlink(self) -> None:
         if self.state is SegmentState.UNLINKED:

@@ -20,6 +20,14 @@ class Tier(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     TIER_SHM: _ClassVar[Tier]
     TIER_NVME: _ClassVar[Tier]
 
+class CopyState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    COPY_STATE_UNSPECIFIED: _ClassVar[CopyState]
+    COPY_STATE_SOUND: _ClassVar[CopyState]
+    COPY_STATE_REPAIRED: _ClassVar[CopyState]
+    COPY_STATE_LOST: _ClassVar[CopyState]
+    COPY_STATE_ABSENT: _ClassVar[CopyState]
+
 class Phase(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     PHASE_UNSPECIFIED: _ClassVar[Phase]
@@ -42,6 +50,11 @@ VERIFICATION_SHA256: Verification
 TIER_UNSPECIFIED: Tier
 TIER_SHM: Tier
 TIER_NVME: Tier
+COPY_STATE_UNSPECIFIED: CopyState
+COPY_STATE_SOUND: CopyState
+COPY_STATE_REPAIRED: CopyState
+COPY_STATE_LOST: CopyState
+COPY_STATE_ABSENT: CopyState
 PHASE_UNSPECIFIED: Phase
 PHASE_RESOLVING: Phase
 PHASE_FETCHING: Phase
@@ -92,6 +105,50 @@ class FetchRequest(_message.Message):
     sha256: str
     tier: Tier
     def __init__(self, ref: _Optional[str] = ..., sha256: _Optional[str] = ..., tier: _Optional[_Union[Tier, str]] = ...) -> None: ...
+
+class VerifyRequest(_message.Message):
+    __slots__ = ("ref", "quick")
+    REF_FIELD_NUMBER: _ClassVar[int]
+    QUICK_FIELD_NUMBER: _ClassVar[int]
+    ref: str
+    quick: bool
+    def __init__(self, ref: _Optional[str] = ..., quick: _Optional[bool] = ...) -> None: ...
+
+class VerifyEvent(_message.Message):
+    __slots__ = ("progress", "check")
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    CHECK_FIELD_NUMBER: _ClassVar[int]
+    progress: VerifyProgress
+    check: FileCheck
+    def __init__(self, progress: _Optional[_Union[VerifyProgress, _Mapping]] = ..., check: _Optional[_Union[FileCheck, _Mapping]] = ...) -> None: ...
+
+class VerifyProgress(_message.Message):
+    __slots__ = ("bytes_done", "bytes_total")
+    BYTES_DONE_FIELD_NUMBER: _ClassVar[int]
+    BYTES_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    bytes_done: int
+    bytes_total: int
+    def __init__(self, bytes_done: _Optional[int] = ..., bytes_total: _Optional[int] = ...) -> None: ...
+
+class FileCheck(_message.Message):
+    __slots__ = ("ref", "path", "size", "digest", "verification", "nvme", "shm", "detail")
+    REF_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    VERIFICATION_FIELD_NUMBER: _ClassVar[int]
+    NVME_FIELD_NUMBER: _ClassVar[int]
+    SHM_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
+    ref: str
+    path: str
+    size: int
+    digest: str
+    verification: Verification
+    nvme: CopyState
+    shm: CopyState
+    detail: str
+    def __init__(self, ref: _Optional[str] = ..., path: _Optional[str] = ..., size: _Optional[int] = ..., digest: _Optional[str] = ..., verification: _Optional[_Union[Verification, str]] = ..., nvme: _Optional[_Union[CopyState, str]] = ..., shm: _Optional[_Union[CopyState, str]] = ..., detail: _Optional[str] = ...) -> None: ...
 
 class FetchEvent(_message.Message):
     __slots__ = ("progress", "model")

@@ -64,6 +64,11 @@ class WeightdStub:
                 request_serializer=weightd_dot_wire_dot_gen_dot_weightd__pb2.WatchRequest.SerializeToString,
                 response_deserializer=weightd_dot_wire_dot_gen_dot_weightd__pb2.Event.FromString,
                 _registered_method=True)
+        self.Verify = channel.unary_stream(
+                '/weightd.v1.Weightd/Verify',
+                request_serializer=weightd_dot_wire_dot_gen_dot_weightd__pb2.VerifyRequest.SerializeToString,
+                response_deserializer=weightd_dot_wire_dot_gen_dot_weightd__pb2.VerifyEvent.FromString,
+                _registered_method=True)
         self.GetStatus = channel.unary_unary(
                 '/weightd.v1.Weightd/GetStatus',
                 request_serializer=weightd_dot_wire_dot_gen_dot_weightd__pb2.GetStatusRequest.SerializeToString,
@@ -118,6 +123,14 @@ class WeightdServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Verify(self, request, context):
+        """Check again what is at rest, of one model or of all; repair or quarantine what is damaged. Yields VerifyProgress,
+        and a FileCheck for each file in order. Cancelling the call stops it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetStatus(self, request, context):
         """What the daemon is, what it holds and what room is left.
         """
@@ -157,6 +170,11 @@ def add_WeightdServicer_to_server(servicer, server):
                     servicer.Watch,
                     request_deserializer=weightd_dot_wire_dot_gen_dot_weightd__pb2.WatchRequest.FromString,
                     response_serializer=weightd_dot_wire_dot_gen_dot_weightd__pb2.Event.SerializeToString,
+            ),
+            'Verify': grpc.unary_stream_rpc_method_handler(
+                    servicer.Verify,
+                    request_deserializer=weightd_dot_wire_dot_gen_dot_weightd__pb2.VerifyRequest.FromString,
+                    response_serializer=weightd_dot_wire_dot_gen_dot_weightd__pb2.VerifyEvent.SerializeToString,
             ),
             'GetStatus': grpc.unary_unary_rpc_method_handler(
                     servicer.GetStatus,
@@ -326,6 +344,33 @@ class Weightd:
             '/weightd.v1.Weightd/Watch',
             weightd_dot_wire_dot_gen_dot_weightd__pb2.WatchRequest.SerializeToString,
             weightd_dot_wire_dot_gen_dot_weightd__pb2.Event.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Verify(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/weightd.v1.Weightd/Verify',
+            weightd_dot_wire_dot_gen_dot_weightd__pb2.VerifyRequest.SerializeToString,
+            weightd_dot_wire_dot_gen_dot_weightd__pb2.VerifyEvent.FromString,
             options,
             channel_credentials,
             insecure,
