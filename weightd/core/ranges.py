@@ -167,7 +167,8 @@ def judge_body(wanted: Wanted, status: int, headers: Headers, where: str) -> Non
         raise status_error(status, where)
     _check_encoding(headers, where)
     _check_version(wanted.validator, headers, where)
-    if status == 206:
+    # ModelScope answers a range with 200 and its Content-Range.
+    if status == 206 or (wanted.ranged and "content-range" in headers):
         _check_part(wanted, headers, where)
     else:
         _check_whole(wanted, headers, where)
@@ -185,6 +186,10 @@ def _check_part(wanted: Wanted, headers: Headers, where: str) -> None:
     asked = f"{wanted.offset}-{wanted.offset + wanted.length - 1}"
     if not wanted.ranged:
         raise SourceUnavailable(f"{where} sent a part although the whole was asked for", remedy="Try again later.")
+    if headers.get("content-type", "").strip().lower().startswith("multipart/byteranges"):
+        raise SourceUnavailable(
+            f"{where} sent several parts for one range (multipart/byteranges)", remedy="Try again later."
+        )
     given = _single_range(headers, where)
     if given.total is not None and given.total != wanted.size:
         raise SourceChanged(

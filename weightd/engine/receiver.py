@@ -9,7 +9,7 @@ from typing import Protocol
 import xxhash
 
 from weightd.core.backoff import full_jitter
-from weightd.core.errors import ChecksumMismatch, Corruption, NotFound, SourceUnavailable, WeightdError
+from weightd.core.errors import ChecksumMismatch, Corruption, NotFound, SourceChanged, SourceUnavailable, WeightdError
 from weightd.core.parts import MIB, Part
 from weightd.engine.jobs import FileJob
 from weightd.engine.requests import Request, Requests
@@ -126,11 +126,12 @@ class Receiver:
 
     def _request(self, task: Task, reader: Reader, request: Request) -> None:
         job, left = task.job, task.parts
-        # A stream without ranges starts over: what is here is read again and dropped.
+        # A stream without ranges starts over: what is here is read again, and must be the same.
         at = left[0].offset + task.filled
         skip = 0 if job.ranges else at
         reader.start(at - skip, task.left + skip)
-        self._skip(reader, skip)
+        if skip:
+            self._skip(task, reader)
         while left:
             if task.view is None:
                 if not job.buffers.reserve(self._stopping):
@@ -139,10 +140,20 @@ class Receiver:
             self._fill(task, reader, request, task.view)
             if len(left) == 1:
                 # What follows the last part may publish the file: the body has to end here.
-                reader.finish()
+                self._finish(task, reader)
             checksum = xxhash.xxh3_128_digest(task.view)
             self._check(job, left[0], checksum)
             self._deliver(task, checksum, held=False)
+
+    @staticmethod
+    def _finish(task: Task, reader: Reader) -> None:
+        """A body that did not end as it should is not believed: its last part comes again."""
+        try:
+            reader.finish()
+        except BaseException:
+            task.job.add(-task.filled)
+            task.filled = 0
+            raise
 
     def _fill(self, task: Task, reader: Reader, request: Request, view: memoryview) -> None:
         throttle, length = self._work.throttle, task.parts[0].length
@@ -195,8 +206,29 @@ class Receiver:
         self._work.requests.closed(reader)
         reader.close()
 
-    @staticmethod
-    def _skip(reader: Reader, count: int) -> None:
-        scratch = memoryview(bytearray(min(count, MIB)))
+    def _skip(self, task: Task, reader: Reader) -> None:
+        """Read again what came before. Raises SourceChanged where it is not what it was: no part of another version may
+        follow it, and such an origin may name none."""
+        job = task.job
+        for part in job.parts[: task.parts[0].index]:
+            if self._again(reader, part.length).digest() != job.checksums[part.index]:
+                raise self._changed(job)
+        if task.filled and task.view is not None:
+            with task.view[: task.filled] as here:
+                if self._again(reader, task.filled).digest() != xxhash.xxh3_128_digest(here):
+                    raise self._changed(job)
+
+    def _again(self, reader: Reader, count: int) -> xxhash.xxh3_128:
+        found, scratch = xxhash.xxh3_128(), memoryview(bytearray(min(count, MIB)))
         while count:
-            count -= reader.readinto(scratch[: min(count, len(scratch))])
+            self._check_stop()
+            got = reader.readinto(scratch[: min(count, len(scratch))])
+            found.update(scratch[:got])
+            count -= got
+        return found
+
+    @staticmethod
+    def _changed(job: FileJob) -> SourceChanged:
+        return SourceChanged(
+            "the origin sent other bytes at a second reading", file=job.path, remedy="Fetch the model again."
+        )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -119,6 +120,7 @@ class Transfer:
         except Stopped:
             pass
         except BaseException as e:  # noqa: BLE001 - `run` raises it
+            _forget(e)
             self._fail(e)
 
     def next(self) -> Task | None:
@@ -186,3 +188,10 @@ class Transfer:
             self._left -= 1
             if self._left == 0:
                 self._over.set()
+
+
+def _forget(error: BaseException | None) -> None:
+    """Drop what the frames of `error` hold: views of memory that is about to be unmapped."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
