@@ -398,7 +398,7 @@ class BlobStoreSuite:
     def test_a_kept_ingest_is_dropped(self, store: BlobStore) -> None:
         self.kept(store, pattern(2 * PART), 0)
         (kept,) = store.kept()
-        assert kept.size == 2 * PART
+        assert 2 * PART <= kept.size <= 2 * PART + 4096
         store.drop_kept(kept)
         store.drop_kept(kept)
         assert self.open_ingests(store) == 0

@@ -35,6 +35,12 @@ class FileSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     ranges: bool = True
 
     @property
+    def by_parts(self) -> bool:
+        """Whether it may be put together from several answers: those of a file that nothing names could be of several
+        versions, and nobody would know. Such a file comes as one stream."""
+        return self.ranges and bool(self.source_key)
+
+    @property
     def source_key(self) -> str:
         """Identity of this version at its source; two files with one key have the same bytes.
 

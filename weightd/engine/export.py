@@ -76,7 +76,7 @@ class _Plan:
 
     def allocate(self, manifest: Manifest) -> None:
         for file in manifest.files:
-            identities = [file.source_key] if file.ranges and file.source_key else []
+            identities = [file.source_key] if file.by_parts and file.source_key else []
             ingest = self.directory.ingest(file.path, file.size, identities, self.options.part_size)
             part_size = ingest.part_size or self.options.part_size
             self.exports.append(_Export(file, ingest, part_size=part_size))
@@ -92,7 +92,7 @@ class _Plan:
                     part_size=e.part_size,
                     reader=partial(self.sources.reader, e.file),
                     buffers=slabs,
-                    ranges=e.file.ranges,
+                    ranges=e.file.by_parts,
                     write=e.ingest.write,
                     record=e.ingest.record if e.ingest.part_size else None,
                     held=e.ingest.held,
@@ -121,7 +121,7 @@ def _verify(export: _Export, options: TransferOptions, stopping: threading.Event
     expected = export.file.digest
     if export.job:
         export.digest = export.job.digest
-        if expected not in (None, export.digest) and export.file.ranges:
+        if expected not in (None, export.digest) and export.file.by_parts:
             mended = Mender(export.job, export.ingest.read, None, options=options, stopping=stopping).run(expected)
             if mended:
                 export.digest, export.repaired = expected, mended

@@ -90,7 +90,7 @@ class Item:
     def identities(self) -> list[str]:
         """Under which an ingest of it is kept, and found again; none where nothing could prove what was kept, or
         where the origin has no ranges, so that all would come again anyway."""
-        if self.held is not None or not self.file.ranges:
+        if self.held is not None or not self.file.by_parts:
             return []
         return [i for i in (self.expected or "", self.file.source_key) if i]
 
@@ -125,7 +125,7 @@ class Item:
                 part_size=self.part_size,
                 reader=partial(sources.reader, self.file),
                 buffers=buffers,
-                ranges=self.file.ranges,
+                ranges=self.file.by_parts,
                 write=self.ingest.write,
                 record=self.ingest.record if self.ingest.part_size else None,
                 held=self.ingest.held,

@@ -174,7 +174,7 @@ class Mover:
 
     async def _mend(self, item: Item, run: _Run) -> bool:
         """Whether the file is now what it should be."""
-        if item.job is None or item.ingest is None or item.expected is None or not item.file.ranges:
+        if item.job is None or item.ingest is None or item.expected is None or not item.file.by_parts:
             return False
         view = item.segment.view if item.segment else None
         mender = Mender(item.job, item.ingest.read, view, options=self.options, stopping=run.stopping)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from weightd.core.backoff import full_jitter
 from weightd.core.digest import Digest
 from weightd.core.errors import ManifestError, SourceUnavailable, WeightdError
-from weightd.core.manifest import FileSpec, Manifest, Validator, make_manifest
+from weightd.core.manifest import FileSpec, Manifest, make_manifest
 from weightd.core.ranges import THROTTLED, Probe, asked_to_wait, is_transient, judge_probe, status_error
 from weightd.core.refs import Ref, redact
 from weightd.sources import net, urls
@@ -109,9 +109,7 @@ class HttpSource:
             raise e.about(ref=ref.shown, file=path) from None
         total = probe.size if probe.size is not None else size
         assert total is not None
-        # Parts of a file that nothing names may be of several versions: it comes as one stream.
-        named = digest is not None or probe.validator != Validator()
-        return FileSpec(path, total, kept, digest, probe.validator, probe.ranges and named)
+        return FileSpec(path, total, kept, digest, probe.validator, probe.ranges)
 
     def reader(self, file: FileSpec) -> HttpReader:
         return HttpReader(file, self._pool)

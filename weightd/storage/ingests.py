@@ -288,7 +288,7 @@ class IngestDirectory:
 
     def kept(self) -> list[Kept]:
         """What waits to be resumed, the longest unused first."""
-        return [Kept(p.name, _allocated(p / DATA), _used(p)) for p in reversed(self._waiting())]
+        return [Kept(p.name, sum(map(_allocated, p.iterdir())), _used(p)) for p in reversed(self._waiting())]
 
     def drop(self, kept: Kept) -> None:
         """Idempotent; harmless for one that was resumed since."""
