@@ -130,7 +130,8 @@ async def test_another_version_begins_anew(tmp_path: Path) -> None:
 
 async def test_without_a_version_nothing_is_kept(tmp_path: Path) -> None:
     async with running(tmp_path, one(DATA, etag=""), attempts=1, receivers=1) as rig:
-        await interrupted(rig, Tier.NVME, 7)
+        await interrupted(rig, Tier.NVME, 0)
+        assert rig.blobs.kept() == []
         await rig.check_idle(blobs=0, segments=0)
 
 
