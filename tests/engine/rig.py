@@ -222,7 +222,8 @@ class Rig:
         assert status.shm.resident == sum(_pages(p) for p in self.segments())
         assert self.origin.readers == set()
         async with asyncio.timeout(5):
-            while moving_threads():  # a thread ends after it has told its result
+            # A thread ends after it has told its result, and nobody is told of that.
+            while moving_threads():  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
 
 
