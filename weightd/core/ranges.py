@@ -147,7 +147,7 @@ def judge_probe(status: int, headers: Headers, where: str) -> Probe | None:
     if status not in (200, 206):
         raise status_error(status, where)
     _check_encoding(headers, where)
-    if status == 200:
+    if status == 200 and "content-range" not in headers:
         return Probe(_content_length(headers, where), False, validator_of(headers))
     given = _single_range(headers, where)
     if (given.first, given.last) != (0, 0):
