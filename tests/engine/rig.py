@@ -104,7 +104,7 @@ class Origin:
     async def stat(self, ref: Ref, path: str, url: str, *, size: int | None, digest: Digest | None) -> FileSpec:
         raise NotImplementedError
 
-    def reader(self, file: FileSpec) -> _Reader:
+    def reader(self, file: FileSpec, memory: object = None) -> _Reader:
         return _Reader(self, file)
 
     async def close(self) -> None:

@@ -12,7 +12,7 @@ from tests.engine.rig import PART, Origin, one, pattern, running
 from weightd.core.errors import SourceUnavailable
 from weightd.engine import requests as requests_module
 from weightd.engine.api import Tier
-from weightd.engine.receiver import RECEIVE
+from weightd.engine.receiver import LEAST, RECEIVE
 from weightd.engine.requests import Request, Requests
 from weightd.engine.throttle import Throttle
 
@@ -179,3 +179,25 @@ async def test_a_limited_fetch_can_be_stopped(tmp_path: Path) -> None:
         began = time.monotonic()
         await events.aclose()
     assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("slow", [True, False])
+async def test_little_is_lost_where_bytes_come_slowly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slow: bool
+) -> None:
+    """What came of a `readinto` that failed comes again: it asks for little, unless that comes at once."""
+    monkeypatch.setattr("weightd.engine.receiver.BRISK_S", -1.0 if slow else 60.0)
+    data = pattern(4 * LEAST)
+    origin, asked = one(data), list[int]()
+
+    def breaks(path: str, offset: int, length: int) -> None:
+        asked.append(length)
+        if offset >= LEAST and len(origin.starts) == 1:
+            raise SourceUnavailable("broke off")
+
+    origin.on_read = breaks
+    async with running(tmp_path, origin, part_size=4 * LEAST, receivers=1) as rig:
+        model = await rig.fetch()
+        assert rig.content(model) == {"model.bin": data}
+    assert asked[:2] == [LEAST, LEAST if slow else 2 * LEAST]
+    assert sorted(origin.starts) == [("model.bin", 0, 4 * LEAST), ("model.bin", LEAST, 3 * LEAST)]

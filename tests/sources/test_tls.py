@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import socket
 import ssl
-import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 from tests.sources.conftest import DATA
 from tests.sources.test_http_reader import read_and_close
 from tests.support.origin import Fault, Origin
+from tests.support.tls import make_certificate
 from weightd.core.errors import ConfigError, SourceDenied, SourceUnavailable
 from weightd.core.manifest import FileSpec
 from weightd.core.refs import parse_ref
@@ -27,19 +27,7 @@ pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="needs t
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Key and self-signed certificate for 127.0.0.1 in one file."""
-    directory = tmp_path_factory.mktemp("tls")
-    key, cert, both = directory / "key.pem", directory / "cert.pem", directory / "both.pem"
-    subprocess.run(
-        [
-            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
-            *("-days", "2", "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"),
-            *("-keyout", key, "-out", cert),
-        ],
-        check=True,
-        capture_output=True,
-    )
-    both.write_bytes(key.read_bytes() + cert.read_bytes())
-    return both
+    return make_certificate(tmp_path_factory.mktemp("tls") / "both.pem")
 
 
 @pytest.fixture

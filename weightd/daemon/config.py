@@ -50,6 +50,7 @@ class FetchSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     part_size: str | int = "16MiB"
     receivers: int = 4
+    processes: int = 0
     transfers: int = 2
     hash_threads: int = 2
     write_threads: int = 2
@@ -79,6 +80,8 @@ class FetchConfig(msgspec.Struct, frozen=True):
 
     part_size: int
     receivers: int
+    processes: int
+    """In which all transfers receive over HTTP; 0: in the receivers' threads."""
     transfers: int
     hash_threads: int
     write_threads: int
@@ -275,6 +278,7 @@ def _fetch(reader: _Reader, data: dict[str, Any]) -> FetchConfig:
     return FetchConfig(
         part_size=reader.value(("fetch", "part_size"), _part_size, section.part_size),
         receivers=whole("receivers", 1, 256),
+        processes=whole("processes", 0, 64),
         transfers=whole("transfers", 1, 64),
         hash_threads=whole("hash_threads", 1, 64),
         write_threads=whole("write_threads", 1, 64),

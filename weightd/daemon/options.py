@@ -17,7 +17,7 @@ def make_sources(config: Config) -> Sources:
         connections_per_host=config.http.connections_per_host,
         ca_file=str(config.http.ca_file or ""),
     )
-    return Sources(SourceOptions(http=http, models=config.models))
+    return Sources(SourceOptions(http=http, processes=config.fetch.processes, models=config.models))
 
 
 def transfer_options(config: Config) -> TransferOptions:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-import mmap
 import threading
 from typing import Protocol
 
 from weightd.core.parts import Part
+from weightd.sources.protocols import Shared
 from weightd.storage.pages import footprint
 from weightd.storage.protocols import Segment
+from weightd.storage.shared import Slabs
 
 
 class Buffers(Protocol):
     """Memory for parts. A part's view is used by one receiver, then by the hasher and the writer, then released."""
+
+    @property
+    def shared(self) -> Shared | None:
+        """In which all views lie, where other processes can map it."""
+        ...
 
     def reserve(self, stop: threading.Event) -> bool:
         """Wait until there is memory for one more part, and claim it; False once `stop` is set."""
@@ -36,6 +42,7 @@ class SegmentBuffers:
 
     def __init__(self, segment: Segment) -> None:
         self._segment = segment
+        self.shared: Shared | None = segment.shared
 
     def reserve(self, stop: threading.Event) -> bool:
         return not stop.is_set()
@@ -60,9 +67,10 @@ class SlabBuffers:
     """
 
     def __init__(self, count: int, size: int) -> None:
-        self._slabs = [mmap.mmap(-1, footprint(max(size, 1))) for _ in range(count)]
-        self._free = list(self._slabs)
-        self._used: dict[int, mmap.mmap] = {}
+        self._slabs: Slabs | None = Slabs(count, footprint(max(size, 1)))
+        self.shared: Shared = self._slabs.shared
+        self._free = list(self._slabs.views)
+        self._used: dict[int, memoryview] = {}
         self._room = count
         self._changed = threading.Condition()
 
@@ -78,8 +86,7 @@ class SlabBuffers:
     def acquire(self, part: Part) -> memoryview:
         with self._changed:
             slab = self._free.pop()
-            with memoryview(slab) as whole:
-                view = whole[: part.length]
+            view = slab[: part.length]
             self._used[id(view)] = slab
             return view
 
@@ -92,6 +99,6 @@ class SlabBuffers:
             self._changed.notify()
 
     def close(self) -> None:
-        for slab in self._slabs:
-            slab.close()
-        self._slabs.clear()
+        slabs, self._slabs = self._slabs, None
+        if slabs is not None:
+            slabs.close()

@@ -91,6 +91,7 @@ class _Plan:
                     e.file.size,
                     part_size=e.part_size,
                     reader=partial(self.sources.reader, e.file),
+                    receiver=partial(self.sources.reader, e.file, slabs.shared),
                     buffers=slabs,
                     ranges=e.file.by_parts,
                     write=e.ingest.write,

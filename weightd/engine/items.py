@@ -124,6 +124,7 @@ class Item:
                 self.file.size,
                 part_size=self.part_size,
                 reader=partial(sources.reader, self.file),
+                receiver=partial(sources.reader, self.file, buffers.shared),
                 buffers=buffers,
                 ranges=self.file.by_parts,
                 write=self.ingest.write,

@@ -15,12 +15,12 @@ from weightd.sources.protocols import Reader
 class FileJob:
     """Move one file of `size` > 0 bytes into `buffers`.
 
-    `reader` makes a Reader; without `ranges` the file comes as one stream. `write(offset, view)` puts a part on disk,
-    None leaves that out; `record(checksums)` makes written parts durable, and with them that they are whole.
-    `expected` are the recorded checksums of a blob that is loaded: each part is compared, and SHA-256 is not computed
-    again. `held` are parts by index that `local` reads: they are not asked for at the origin if they have these
-    checksums; `in_place` says that they are where `write` would put them. Counters are written by the transfer's
-    threads, and may be read by anyone.
+    `reader` makes a Reader, `receiver` one whose views all lie in `buffers`. Without `ranges` the file comes as one
+    stream. `write(offset, view)` puts a part on disk, None leaves that out; `record(checksums)` makes written parts
+    durable, and with them that they are whole. `expected` are the recorded checksums of a blob that is loaded: each
+    part is compared, and SHA-256 is not computed again. `held` are parts by index that `local` reads: they are not
+    asked for at the origin if they have these checksums; `in_place` says that they are where `write` would put them.
+    Counters are written by the transfer's threads, and may be read by anyone.
     """
 
     def __init__(
@@ -37,11 +37,13 @@ class FileJob:
         expected: Sequence[bytes] | None = None,
         held: Mapping[int, bytes] | None = None,
         local: Callable[[], Reader] | None = None,
+        receiver: Callable[[], Reader] | None = None,
         in_place: bool = True,
     ) -> None:
         self.path, self.size, self.part_size = path, size, part_size
         self.parts = plan_parts(size, part_size)
         self.reader, self.buffers, self.ranges = reader, buffers, ranges
+        self.receiver = receiver or reader
         self.write, self.record, self.expected = write, record, expected
         self.held, self.local, self.in_place = dict(held or {}) if ranges else {}, local, in_place
         self.checksums: list[bytes] = [b""] * len(self.parts)

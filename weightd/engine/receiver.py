@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from typing import Protocol
 
 import xxhash
@@ -18,7 +19,11 @@ from weightd.engine.throttle import Throttle
 from weightd.sources.protocols import Reader
 
 RECEIVE = 4 * MIB
-"""Bytes asked for in one `readinto`, after which progress is counted and a stop is seen."""
+"""At most so many bytes are asked for in one `readinto`, after which progress is counted and a stop is seen."""
+LEAST = MIB // 4
+"""So many at first. What came of a `readinto` that fails is lost: where bytes come slowly, it asks for few."""
+BRISK_S = 0.1
+"""After one that took no longer, twice as many are asked for; after one that took three times as long, half."""
 
 
 class Stopped(Exception):
@@ -49,6 +54,7 @@ class Receiver:
         self._work = work
         self._stopping = work.stopping
         self._readers: dict[int, Reader] = {}
+        self._window = LEAST
 
     def run(self) -> None:
         """Until there are no more tasks. Raises Stopped, and the error of a task that cannot be done."""
@@ -160,13 +166,21 @@ class Receiver:
         most = throttle.window(RECEIVE) if throttle else RECEIVE
         while task.filled < length:
             self._check_stop()
-            with view[task.filled : task.filled + most] as window:
+            with view[task.filled : task.filled + min(most, self._window)] as window:
                 if throttle:
                     throttle.pass_(len(window), self._stopping)
+                began = time.monotonic()
                 count = reader.readinto(window)
+            self._adapt(time.monotonic() - began)
             task.filled += count
             request.add(count)
             task.job.add(count)
+
+    def _adapt(self, took: float) -> None:
+        if took < BRISK_S:
+            self._window = min(RECEIVE, self._window * 2)
+        elif took > 3 * BRISK_S:
+            self._window = max(LEAST, self._window // 2)
 
     @staticmethod
     def _check(job: FileJob, part: Part, checksum: bytes) -> None:
@@ -193,7 +207,7 @@ class Receiver:
             # A receiver works on few files at a time: connections to those behind are not kept.
             while len(self._readers) >= 2:
                 self._close(self._readers.pop(next(iter(self._readers))))
-            reader = self._readers[id(job)] = job.reader()
+            reader = self._readers[id(job)] = job.receiver()
             self._work.requests.opened(reader)
         return reader
 

@@ -15,7 +15,7 @@ import msgspec
 
 from weightd.core.errors import ConfigError
 from weightd.sources import net
-from weightd.sources.gates import Gates
+from weightd.sources.gates import AnyGates, Gates
 from weightd.sources.urls import Origin, Target
 
 IDLE_SECONDS = 10.0
@@ -122,13 +122,13 @@ class Connection(http.client.HTTPConnection):
 class ConnectionPool:
     """Idle connections by origin. Thread-safe; opens no more than it is asked for, keeps `connections_per_host`."""
 
-    def __init__(self, options: HttpOptions) -> None:
+    def __init__(self, options: HttpOptions, gates: AnyGates | None = None) -> None:
         self.options = options
         self._lock = threading.Lock()
         self._idle: dict[Origin, list[Connection]] = defaultdict(list)
         self._context: ssl.SSLContext | None = None
         self._closed = False
-        self.gates = Gates(options.connections_per_host)
+        self.gates: AnyGates = gates or Gates(options.connections_per_host)
 
     def take(self, origin: Origin) -> tuple[Connection, bool]:
         """A connection, and whether it was used before. A fresh one connects when it is asked."""

@@ -21,6 +21,7 @@ from weightd.core.manifest import FileSpec, Manifest, Validator, check_path, mak
 from weightd.core.refs import Ref
 from weightd.sources import net, urls
 from weightd.sources import safetensors_repo as repo
+from weightd.sources.protocols import Shared
 
 _READ = 8 << 20
 """Bytes of one preadv: an abort waits for no more than this."""
@@ -59,7 +60,7 @@ class FileSource:
         except WeightdError as e:
             raise e.about(ref=ref.shown, file=path) from None
 
-    def reader(self, file: FileSpec) -> FileReader:
+    def reader(self, file: FileSpec, memory: Shared | None = None) -> FileReader:
         return FileReader(file)
 
     async def close(self) -> None:

@@ -24,6 +24,8 @@ from weightd.sources import net, urls
 from weightd.sources import safetensors_repo as repo
 from weightd.sources.connection import ConnectionPool, HttpOptions
 from weightd.sources.http_reader import USER_AGENT, HttpReader
+from weightd.sources.processes import Processes
+from weightd.sources.protocols import Reader, Shared
 
 if TYPE_CHECKING:
     import aiohttp
@@ -51,17 +53,20 @@ class _BrokeOff(Exception):
 
 
 class HttpSource:
-    """Implements `weightd.sources.protocols.Source` for http and https. `sleep` and `draw` are for tests."""
+    """Implements `weightd.sources.protocols.Source` for http and https. `processes` receive what
+    has shared memory to go to; 0: the threads that ask do. `sleep` and `draw` are for tests."""
 
     def __init__(
         self,
         options: HttpOptions | None = None,
         *,
+        processes: int = 0,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
         draw: Callable[[], float] = random.random,
     ) -> None:
         self._options = options or HttpOptions()
         self._pool = ConnectionPool(self._options)
+        self._processes = Processes(processes, self._options, self._pool.gates) if processes else None
         self._session: aiohttp.ClientSession | None = None
         self._sleep, self._draw = sleep, draw
 
@@ -111,7 +116,9 @@ class HttpSource:
         assert total is not None
         return FileSpec(path, total, kept, digest, probe.validator, probe.ranges)
 
-    def reader(self, file: FileSpec) -> HttpReader:
+    def reader(self, file: FileSpec, memory: Shared | None = None) -> Reader:
+        if memory is not None and self._processes is not None:
+            return self._processes.reader(file, memory)
         return HttpReader(file, self._pool)
 
     async def close(self) -> None:
@@ -119,6 +126,8 @@ class HttpSource:
         if session is not None:
             await session.close()
         self._pool.close()
+        if self._processes is not None:
+            await asyncio.to_thread(self._processes.close)
 
     async def _probe(self, url: str, absent: frozenset[int]) -> tuple[Probe, str] | None:
         answer = await self._ask(url, {"Range": "bytes=0-0"})

@@ -12,7 +12,7 @@ from weightd.core.ranges import THROTTLED, Wanted, asked_to_wait, conditions, ju
 from weightd.core.refs import redact
 from weightd.sources import net
 from weightd.sources.connection import Connection, ConnectionPool
-from weightd.sources.gates import Gate
+from weightd.sources.gates import AnyGate
 from weightd.sources.urls import REDIRECTS, Origin, Trail, target
 from weightd.version import __version__
 
@@ -35,7 +35,7 @@ class HttpReader:
         self._response: http.client.HTTPResponse | None = None
         self._length = self._left = 0
         self._aborted = False
-        self._gate: Gate | None = None
+        self._gate: AnyGate | None = None
 
     def start(self, offset: int, length: int) -> None:
         if length <= 0 or offset < 0 or offset + length > self._file.size:
@@ -96,7 +96,7 @@ class HttpReader:
             raise
         return self._response
 
-    def _enter(self, gate: Gate) -> None:
+    def _enter(self, gate: AnyGate) -> None:
         """Wait for a turn at this origin, which lasts until the body has ended, or this is closed."""
         self._leave()
         self._gate = gate

@@ -11,6 +11,7 @@ from weightd.core.manifest import FileSpec, Manifest, Validator, make_manifest
 from weightd.core.refs import Ref, redact
 from weightd.sources import net, urls
 from weightd.sources import safetensors_repo as repo
+from weightd.sources.protocols import Shared
 
 Hook = Callable[[str, int, int], None]
 """Called with a URL, an offset and a length; may raise a WeightdError, or block."""
@@ -66,7 +67,7 @@ class MemorySource:
             raise SourceNotFound(f"{redact(url)}: no such file", file=path, remedy="Check the address.")
         return FileSpec(path, len(data), url, digest, Validator(etag=etag_of(data)), self.ranges)
 
-    def reader(self, file: FileSpec) -> MemoryReader:
+    def reader(self, file: FileSpec, memory: Shared | None = None) -> MemoryReader:
         return MemoryReader(self, file)
 
     async def close(self) -> None:

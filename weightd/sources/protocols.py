@@ -46,6 +46,19 @@ class Reader(Protocol):
         ...
 
 
+class Shared(Protocol):
+    """Memory that another process can map."""
+
+    @property
+    def fd(self) -> int:
+        """Open for reading and writing."""
+        ...
+
+    def offset_of(self, view: memoryview) -> int:
+        """Where in it a view of it begins, in bytes. Raises ValueError for one of other memory."""
+        ...
+
+
 class Source(Protocol):
     """All refs of some schemes."""
 
@@ -57,8 +70,9 @@ class Source(Protocol):
         """Pin one file at `url` that will be called `path`; a given `size` must match (SizeMismatch)."""
         ...
 
-    def reader(self, file: FileSpec) -> Reader:
-        """A new Reader; opens nothing before its `start`."""
+    def reader(self, file: FileSpec, memory: Shared | None = None) -> Reader:
+        """A new Reader; opens nothing before its `start`. All its views must lie in `memory`, if that is given: then
+        another process may receive into it."""
         ...
 
     async def close(self) -> None:

@@ -15,13 +15,14 @@ from weightd.sources.connection import HttpOptions
 from weightd.sources.file import FileSource
 from weightd.sources.http import HttpSource
 from weightd.sources.named import resolve_named
-from weightd.sources.protocols import Reader, Source
+from weightd.sources.protocols import Reader, Shared, Source
 
 
 class SourceOptions(msgspec.Struct, frozen=True):
-    """`models` are the configured names."""
+    """`models` are the configured names. `processes` receive over HTTP; 0: the threads that ask do."""
 
     http: HttpOptions = HttpOptions()
+    processes: int = 0
     models: Mapping[str, NamedModel] = {}
 
 
@@ -30,7 +31,7 @@ class Sources:
 
     def __init__(self, options: SourceOptions | None = None, others: Mapping[str, Source] | None = None) -> None:
         self._options = options or SourceOptions()
-        http = HttpSource(self._options.http)
+        http = HttpSource(self._options.http, processes=self._options.processes)
         known: dict[str, Source] = {"http": http, "https": http, "file": FileSource()}
         self._by_scheme = known | dict(others or {})
         self._owned = [http, *self._by_scheme.values()]
@@ -43,8 +44,8 @@ class Sources:
     async def stat(self, ref: Ref, path: str, url: str, *, size: int | None, digest: Digest | None) -> FileSpec:
         return await self._of(url).stat(ref, path, url, size=size, digest=digest)
 
-    def reader(self, file: FileSpec) -> Reader:
-        return self._of(file.url).reader(file)
+    def reader(self, file: FileSpec, memory: Shared | None = None) -> Reader:
+        return self._of(file.url).reader(file, memory)
 
     async def close(self) -> None:
         for source in self._owned:

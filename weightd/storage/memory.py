@@ -58,6 +58,10 @@ class MemorySegment:
             raise AssertionError(f"{self!r} is not writable")
         return self._view
 
+    @property
+    def shared(self) -> None:
+        """This process's own memory."""
+
     def prepare(self, offset: int, length: int) -> None:
         """All bytes are there from the start."""
 

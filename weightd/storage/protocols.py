@@ -10,6 +10,7 @@ from typing import Protocol
 from weightd.core.digest import Digest
 from weightd.core.lifecycle import SegmentState
 from weightd.storage.ingests import Kept
+from weightd.storage.shared import SharedMap as Shared
 
 
 class Segment(Protocol):
@@ -34,6 +35,12 @@ class Segment(Protocol):
     @property
     def view(self) -> memoryview:
         """Writable, `size` bytes; only while CREATED. Bytes that were not prepared may not be touched."""
+        ...
+
+    @property
+    def shared(self) -> Shared | None:
+        """`view` for other processes, where they can map it; only while CREATED. Whoever maps it must have ended that
+        before `seal`."""
         ...
 
     def prepare(self, offset: int, length: int) -> None:

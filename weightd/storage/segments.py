@@ -19,6 +19,7 @@ from weightd.core.errors import AccessDenied, Corruption, NotFound, ShmFull, Una
 from weightd.core.lifecycle import SEGMENT, Lifecycle, SegmentState
 from weightd.storage import pages
 from weightd.storage.direct import REFUSED
+from weightd.storage.shared import SharedMap
 
 ROOT: Final = Path("/dev/shm")
 """Where Linux shows POSIX shared memory (shm_overview(7))."""
@@ -107,6 +108,12 @@ class PosixSegment:
         if self.state is not SegmentState.CREATED:
             raise AssertionError(f"{self!r} is not writable")
         return self._view
+
+    @property
+    def shared(self) -> SharedMap | None:
+        if self.state is not SegmentState.CREATED:
+            raise AssertionError(f"{self!r} is not writable")
+        return SharedMap(self._fd, self._map) if self._map is not None else None
 
     def prepare(self, offset: int, length: int) -> None:
         with shm_errors(length):
