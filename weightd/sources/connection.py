@@ -15,7 +15,9 @@ import msgspec
 
 from weightd.core.errors import ConfigError
 from weightd.sources import net
-from weightd.sources.gates import AnyGates, Gates
+from weightd.sources.gates import Gates
+from weightd.sources.routes import Routes
+from weightd.sources.shared import SharedGates, SharedRoutes
 from weightd.sources.urls import Origin, Target
 
 IDLE_SECONDS = 10.0
@@ -120,15 +122,22 @@ class Connection(http.client.HTTPConnection):
 
 
 class ConnectionPool:
-    """Idle connections by origin. Thread-safe; opens no more than it is asked for, keeps `connections_per_host`."""
+    """Idle connections by origin. Thread-safe; opens no more than it is asked for, keeps `connections_per_host`.
 
-    def __init__(self, options: HttpOptions, gates: AnyGates | None = None) -> None:
+    `gates` and `routes` are those of all pools that load the same origins together; by default its own.
+    """
+
+    def __init__(
+        self, options: HttpOptions, gates: SharedGates | None = None, routes: SharedRoutes | None = None
+    ) -> None:
         self.options = options
         self._lock = threading.Lock()
         self._idle: dict[Origin, list[Connection]] = defaultdict(list)
         self._context: ssl.SSLContext | None = None
         self._closed = False
-        self.gates: AnyGates = gates or Gates(options.connections_per_host)
+        self.gates: SharedGates = gates or Gates(options.connections_per_host)
+        # Whoever asks has its answer, or a fault, after these two; then the next one asks.
+        self.routes: SharedRoutes = routes or Routes(options.connect_timeout + options.read_timeout)
 
     def take(self, origin: Origin) -> tuple[Connection, bool]:
         """A connection, and whether it was used before. A fresh one connects when it is asked."""

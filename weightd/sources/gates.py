@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from typing import Protocol
 
 from weightd.core.pace import HostPace
 from weightd.sources.urls import Origin
@@ -15,23 +14,6 @@ PATIENCE_S = 30.0
 the one at the gate holds, and nothing may wait for ever."""
 CHECK_S = 0.2
 """How soon one that waits sees that it was aborted, if nobody wakes it."""
-
-
-class AnyGate(Protocol):
-    """A `Gate`, or one of another process; see there."""
-
-    def enter(self, aborted: Callable[[], bool]) -> bool: ...
-    def leave(self) -> None: ...
-    def delay(self) -> float: ...
-    def moved(self, count: int) -> None: ...
-    def throttled(self, retry_after: float) -> None: ...
-    def wake(self) -> None: ...
-
-
-class AnyGates(Protocol):
-    """`Gates`, or those of another process."""
-
-    def of(self, origin: Origin) -> AnyGate: ...
 
 
 class Gate:

@@ -43,6 +43,8 @@ class _Answer(NamedTuple):
     headers: dict[str, str]
     kept: str
     where: str
+    led: str
+    """The address that answered; a secret, as `kept` may be."""
 
 
 class _BrokeOff(Exception):
@@ -66,7 +68,7 @@ class HttpSource:
     ) -> None:
         self._options = options or HttpOptions()
         self._pool = ConnectionPool(self._options)
-        self._processes = Processes(processes, self._options, self._pool.gates) if processes else None
+        self._processes = Processes(processes, self._options, self._pool) if processes else None
         self._session: aiohttp.ClientSession | None = None
         self._sleep, self._draw = sleep, draw
 
@@ -140,6 +142,7 @@ class HttpSource:
                 raise status_error(answer.status, answer.where)
             probe = judge_probe(answer.status, answer.headers, answer.where)
             assert probe is not None
+        self._pool.routes.learned(answer.kept, answer.led)
         return probe, answer.kept
 
     async def _ask(self, url: str, extra: dict[str, str]) -> _Answer:
@@ -167,7 +170,7 @@ class HttpSource:
             status, headers = await self._get(trail.url, extra)
             location = headers.get("location")
             if status not in urls.REDIRECTS or location is None:
-                return _Answer(status, headers, trail.kept, redact(trail.url))
+                return _Answer(status, headers, trail.kept, redact(trail.url), trail.url)
             trail.follow(status, location)
 
     async def _get(self, url: str, extra: dict[str, str]) -> tuple[int, dict[str, str]]:

@@ -8,11 +8,20 @@ from collections.abc import Mapping
 
 from weightd.core.errors import SizeMismatch, SourceUnavailable, WeightdError
 from weightd.core.manifest import FileSpec
-from weightd.core.ranges import THROTTLED, Wanted, asked_to_wait, conditions, judge_body, status_error
+from weightd.core.ranges import (
+    THROTTLED,
+    Wanted,
+    asked_to_wait,
+    conditions,
+    is_transient,
+    judge_body,
+    status_error,
+)
 from weightd.core.refs import redact
 from weightd.sources import net
 from weightd.sources.connection import Connection, ConnectionPool
-from weightd.sources.gates import AnyGate
+from weightd.sources.routes import Route
+from weightd.sources.shared import SharedGate
 from weightd.sources.urls import REDIRECTS, Origin, Trail, target
 from weightd.version import __version__
 
@@ -21,6 +30,9 @@ _SMALL_BODY = 64 << 10
 """A redirect's body of up to this many bytes is read, to keep its connection; a larger one is cut off."""
 _STALE = (401, 403, 404, 410)
 """What a signed address answers when it has expired."""
+_ADDRESSES = 4
+"""Tried for one answer, at most: one that was the newest when it was refused, a fresh one, and some that were renewed
+by others meanwhile."""
 
 
 class HttpReader:
@@ -30,25 +42,72 @@ class HttpReader:
         self._file = file
         self._pool = pool
         self._where = redact(file.url)
-        self._address = file.url  # Where the last redirect led; asked first for the next part.
         self._connection: Connection | None = None
         self._response: http.client.HTTPResponse | None = None
         self._length = self._left = 0
         self._aborted = False
-        self._gate: AnyGate | None = None
+        self._gate: SharedGate | None = None
 
     def start(self, offset: int, length: int) -> None:
         if length <= 0 or offset < 0 or offset + length > self._file.size:
             raise ValueError(f"bytes {offset}+{length} of a file of {self._file.size}")
         wanted = Wanted(offset, length, self._file.size, self._file.validator, self._file.ranges)
         try:
-            response = self._follow(self._address, _headers(wanted))
-            if response.status in _STALE and self._address != self._file.url:
-                response = self._follow(self._file.url, _headers(wanted))
-            self._judge(wanted, response)
+            self._judge(wanted, self._answer(_headers(wanted)))
         except WeightdError as e:
             raise e.about(file=self._file.path) from None
         self._length = self._left = length
+
+    def _answer(self, headers: Mapping[str, str]) -> http.client.HTTPResponse:
+        """From where the file's route leads; where that is refused, once more from a fresh address."""
+        url, chances = self._file.url, 2
+        for _ in range(_ADDRESSES):
+            route, response = self._by_route(headers)
+            if response.status not in _STALE or route.asks or route.address == url:
+                break
+            chances -= self._pool.routes.refused(url, route.serial)
+            if not chances:
+                break
+        return response
+
+    def _by_route(self, headers: Mapping[str, str]) -> tuple[Route, http.client.HTTPResponse]:
+        url, routes = self._file.url, self._pool.routes
+        route = self._take()
+        try:
+            response, led = self._follow(route, headers)
+            self._learn(route, response.status, led)
+        except WeightdError:
+            if not route.asks and not self._aborted:
+                routes.refused(url, route.serial)
+            raise
+        finally:
+            if route.asks:
+                routes.done(url)
+        return route, response
+
+    def _take(self) -> Route:
+        """Where to ask; with the turn there, unless it is the first address that is asked for all."""
+        url, routes = self._file.url, self._pool.routes
+        while True:
+            self._leave()  # Nobody who waits here holds a turn that the one who asks may need.
+            route = routes.take(url, lambda: self._aborted)
+            if route is None:
+                raise net.aborted(self._where)
+            if route.asks:
+                return route
+            self._enter(self._pool.gates.of(target(route.address).origin))
+            # A turn may be long in coming, and an address short in life.
+            if routes.current(url, route.serial):
+                return route
+
+    def _learn(self, route: Route, status: int, led: str) -> None:
+        """Where `route` led, for all readers; or that it led to a server in trouble."""
+        url, routes = self._file.url, self._pool.routes
+        if is_transient(status) and status not in THROTTLED:
+            if not route.asks:
+                routes.refused(url, route.serial)
+        elif (route.asks or led != route.address) and (led != url or status < 400):
+            routes.learned(url, led)
 
     def _judge(self, wanted: Wanted, response: http.client.HTTPResponse) -> None:
         headers = _lower(response)
@@ -62,22 +121,23 @@ class HttpReader:
                     self._gate.throttled(wait)
             raise
 
-    def _follow(self, address: str, headers: Mapping[str, str]) -> http.client.HTTPResponse:
-        trail = Trail(address)
+    def _follow(self, route: Route, headers: Mapping[str, str]) -> tuple[http.client.HTTPResponse, str]:
+        """The answer that is no redirect, and its address."""
+        trail, entered = Trail(route.address), not route.asks
         while True:
             self._where = redact(trail.url)
-            response = self._ask(trail.url, headers)
+            response, entered = self._ask(trail.url, headers, entered), False
             if response.status not in REDIRECTS:
-                self._address = trail.url
-                return response
+                return response, trail.url
             location = response.getheader("Location")
             if location is None:
                 raise status_error(response.status, self._where)
             trail.follow(response.status, location)
 
-    def _ask(self, url: str, headers: Mapping[str, str]) -> http.client.HTTPResponse:
+    def _ask(self, url: str, headers: Mapping[str, str], entered: bool) -> http.client.HTTPResponse:
         to = target(url)
-        self._enter(self._pool.gates.of(to.origin))
+        if not entered:
+            self._enter(self._pool.gates.of(to.origin))
         connection, reused = self._connect(to.origin)
         try:
             try:
@@ -96,7 +156,7 @@ class HttpReader:
             raise
         return self._response
 
-    def _enter(self, gate: AnyGate) -> None:
+    def _enter(self, gate: SharedGate) -> None:
         """Wait for a turn at this origin, which lasts until the body has ended, or this is closed."""
         self._leave()
         self._gate = gate
@@ -184,6 +244,7 @@ class HttpReader:
             connection.abort()
         if (gate := self._gate) is not None:
             gate.wake()
+        self._pool.routes.wake()
 
     def close(self) -> None:
         self._leave()

@@ -16,9 +16,13 @@ import msgspec
 from weightd.core.errors import SourceUnavailable, WeightdError, all_errors
 from weightd.core.manifest import FileSpec
 from weightd.sources.connection import HttpOptions
+from weightd.sources.routes import Route
 
 MAX_MESSAGE: Final = 1 << 18
 """Bytes; the longest address that a message may carry is far below."""
+
+
+Plain = str | int | float | bool | None
 
 
 class Setup(msgspec.Struct, tag=True, frozen=True):
@@ -91,13 +95,14 @@ class Ask(msgspec.Struct, tag=True, frozen=True):
     Told."""
 
     name: str
-    arguments: tuple[str | int | float | bool | None, ...]
+    arguments: tuple[Plain, ...] = ()
 
 
 class Told(msgspec.Struct, tag=True, frozen=True):
-    """The answer to Ask."""
+    """The answer to Ask; `route` to that for one."""
 
-    value: str | int | float | bool | None
+    value: Plain = None
+    route: Route | None = None
 
 
 Message = (

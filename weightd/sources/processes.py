@@ -15,8 +15,7 @@ from weightd.core.errors import SourceUnavailable, WeightdError
 from weightd.core.manifest import FileSpec
 from weightd.core.refs import redact
 from weightd.sources import net
-from weightd.sources.connection import HttpOptions
-from weightd.sources.gates import AnyGate, AnyGates
+from weightd.sources.connection import ConnectionPool, HttpOptions
 from weightd.sources.messages import (
     Abort,
     Ask,
@@ -28,6 +27,7 @@ from weightd.sources.messages import (
     Message,
     NewChannel,
     Open,
+    Plain,
     Read,
     Setup,
     Start,
@@ -35,10 +35,13 @@ from weightd.sources.messages import (
     restored,
 )
 from weightd.sources.protocols import Shared
+from weightd.sources.shared import SharedGate
 from weightd.sources.urls import Origin
 
 CHECK_S: Final = 0.2
 """How soon an answer that does not come after an abort is noticed."""
+ROUTE: Final = frozenset({"take", "current", "learned", "refused", "done"})
+"""What is asked of the routes, not of a gate."""
 ANSWER_S: Final = 5.0
 """For how long a process may take to answer after an abort, or to close; then it is killed, and with it its maps."""
 
@@ -129,10 +132,11 @@ class Line:
 
 
 class Processes:
-    """Up to `most` receiver processes, started when they are first needed. Thread-safe. `gates` are the daemon's."""
+    """Up to `most` receiver processes, started when they are first needed. Thread-safe. Gates and routes are those
+    of `shared`."""
 
-    def __init__(self, most: int, options: HttpOptions, gates: AnyGates) -> None:
-        self.gates = gates
+    def __init__(self, most: int, options: HttpOptions, shared: ConnectionPool) -> None:
+        self.gates, self.routes = shared.gates, shared.routes
         self._most, self._options = most, options
         self._lock = threading.Lock()
         self._processes: list[Process] = []
@@ -206,7 +210,8 @@ class ProcessReader:
         self._line: Line | None = None
         self._number = 0
         self._aborted = False
-        self._gate: AnyGate | None = None
+        self._gate: SharedGate | None = None
+        self._asks = False
         self._length = self._left = 0
         self._shown = False
 
@@ -246,6 +251,7 @@ class ProcessReader:
             line.abort(self._number)
         if (gate := self._gate) is not None:
             gate.wake()
+        self._processes.routes.wake()
 
     def close(self) -> None:
         line = self._line
@@ -284,33 +290,57 @@ class ProcessReader:
                 continue
             match message:
                 case Ask(name, arguments):
-                    line.channel.send(Told(self._told(name, *arguments)))
+                    line.channel.send(self._told(name, *arguments))
                 case Done() | Failed():
                     return message
                 case _:
                     raise AssertionError(f"no answer: {type(message).__name__}")
 
-    def _told(self, name: str, *arguments: str | int | float | bool | None) -> str | int | float | bool | None:
-        scheme, host, port, *rest = arguments
+    def _told(self, name: str, *arguments: Plain) -> Told:
+        return self._of_route(name, *arguments) if name in ROUTE else self._of_gate(name, *arguments)
+
+    def _of_gate(self, name: str, scheme: Plain, host: Plain, port: Plain, *rest: Plain) -> Told:
         gate = self._processes.gates.of(Origin(str(scheme), str(host), int(port or 0)))
         match name:
             case "enter":
                 self._gate = gate
                 entered = gate.enter(lambda: self._aborted)
                 self._gate = gate if entered else None
-                return entered
+                return Told(entered)
             case "leave":
                 self._leave()
             case "throttled":
                 gate.throttled(float(rest[0] or 0.0))
             case "delay":
-                return gate.delay()
-        return None
+                return Told(gate.delay())
+        return Told()
+
+    def _of_route(self, name: str, *rest: Plain) -> Told:
+        routes, url = self._processes.routes, self._file.url
+        match name:
+            case "take":
+                route = routes.take(url, lambda: self._aborted)
+                self._asks = route is not None and route.asks
+                return Told(route=route)
+            case "learned":
+                routes.learned(url, str(rest[0]))
+            case "current":
+                return Told(routes.current(url, int(rest[0] or 0)))
+            case "refused":
+                return Told(routes.refused(url, int(rest[0] or 0)))
+            case "done":
+                self._done()
+        return Told()
 
     def _leave(self) -> None:
         gate, self._gate = self._gate, None
         if gate is not None:
             gate.leave()
+
+    def _done(self) -> None:
+        if self._asks:
+            self._asks = False
+            self._processes.routes.done(self._file.url)
 
     def _lost(self, line: Line) -> WeightdError:
         """The process does not answer: it ends now, if it has not, and writes no byte more."""
@@ -318,6 +348,7 @@ class ProcessReader:
         line.close()
         self._line = None
         self._leave()
+        self._done()
         if self._aborted:
             return self._as_aborted()
         return SourceUnavailable(

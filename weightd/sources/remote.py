@@ -1,41 +1,43 @@
-"""In a receiver process: the daemon's gates, asked through the channel of the reader that needs them."""
+"""In a receiver process: the daemon's gates and routes, asked through the channel of the reader that needs them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from weightd.sources.connection import ConnectionPool, HttpOptions
-from weightd.sources.messages import Ask, Channel, Told
+from weightd.sources.messages import Ask, Channel, Plain, Told
+from weightd.sources.routes import Route
 from weightd.sources.urls import Origin
 
 
+def _ask(channel: Channel, name: str, *arguments: Plain) -> Told:
+    channel.send(Ask(name, arguments))
+    answer, _ = channel.receive()
+    assert isinstance(answer, Told)
+    return answer
+
+
 class RemoteGate:
-    """See `weightd.sources.gates.Gate`: the same calls, answered by the daemon. It counts what moved by itself."""
+    """See `weightd.sources.gates.Gate`: the same calls, answered by the daemon, which knows by itself whether the
+    reader was aborted, and how much moved."""
 
     def __init__(self, channel: Channel, origin: Origin) -> None:
         self._channel, self._origin = channel, origin
 
-    def _ask(self, name: str, *arguments: float) -> str | int | float | bool | None:
-        self._channel.send(Ask(name, (*self._origin, *arguments)))
-        answer, _ = self._channel.receive()
-        assert isinstance(answer, Told)
-        return answer.value
-
     def enter(self, aborted: Callable[[], bool]) -> bool:
-        """The daemon knows by itself when the reader is aborted."""
-        return bool(self._ask("enter"))
+        return bool(_ask(self._channel, "enter", *self._origin).value)
 
     def leave(self) -> None:
-        self._ask("leave")
+        _ask(self._channel, "leave", *self._origin)
 
     def delay(self) -> float:
-        return float(self._ask("delay") or 0.0)
+        return float(_ask(self._channel, "delay", *self._origin).value or 0.0)
 
     def moved(self, count: int) -> None:
-        """The daemon sees it from the answer to each read."""
+        """The answer to each read says it."""
 
     def throttled(self, retry_after: float) -> None:
-        self._ask("throttled", retry_after)
+        _ask(self._channel, "throttled", *self._origin, retry_after)
 
     def wake(self) -> None:
         """Who waits, waits in the daemon."""
@@ -51,6 +53,31 @@ class RemoteGates:
         return RemoteGate(self._channel, origin)
 
 
+class RemoteRoutes:
+    """See `weightd.sources.routes.Routes`; of the file that is open on the channel."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+
+    def take(self, url: str, aborted: Callable[[], bool]) -> Route | None:
+        return _ask(self._channel, "take").route
+
+    def learned(self, url: str, address: str) -> None:
+        _ask(self._channel, "learned", address)
+
+    def done(self, url: str) -> None:
+        _ask(self._channel, "done")
+
+    def current(self, url: str, serial: int) -> bool:
+        return bool(_ask(self._channel, "current", serial).value)
+
+    def refused(self, url: str, serial: int) -> bool:
+        return bool(_ask(self._channel, "refused", serial).value)
+
+    def wake(self) -> None:
+        """Who waits, waits in the daemon."""
+
+
 def make_pool(options: HttpOptions, channel: Channel) -> ConnectionPool:
-    """Connections of one channel, behind the daemon's gates."""
-    return ConnectionPool(options, gates=RemoteGates(channel))
+    """Connections of one channel, behind the daemon's gates and routes."""
+    return ConnectionPool(options, RemoteGates(channel), RemoteRoutes(channel))

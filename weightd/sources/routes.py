@@ -1,0 +1,122 @@
+"""Where each file is read from: the address that its temporary redirect led to, asked for once for all readers."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from weightd.core.refs import redact
+from weightd.core.signed import good_until, renew_at
+
+MOST = 10_000
+"""Files whose routes are remembered. One that was dropped costs a question."""
+REST_S = 5.0
+"""After a renewal that failed, for as long the address is used that is still good."""
+CHECK_S = 0.2
+"""How soon one that waits sees that it was aborted, if nobody wakes it."""
+
+
+class Route(NamedTuple):
+    """Where to ask now. `serial` names this answer of the routes. With `asks`, `address` is the file's own, the caller
+    alone asks it, for all, and calls `done` when it has its answer or none."""
+
+    address: str
+    serial: int
+    asks: bool
+
+    def __repr__(self) -> str:
+        return f"<Route {redact(self.address)} {self.serial}{' asks' if self.asks else ''}>"
+
+
+@dataclass(slots=True)
+class _Known:
+    """Of one file. `address` is "" while none is known; times are seconds of the clock, `asked_at` monotonic."""
+
+    address: str = ""
+    serial: int = 0
+    renew_at: float = math.inf
+    until: float = math.inf
+    asked_at: float = -math.inf
+    """When somebody began to ask; -inf while nobody does."""
+    served: int = 0
+    """`serial` when somebody began to ask."""
+
+
+class Routes:
+    """By the file's own URL. Any thread, and by messages any process: arguments and results are plain data.
+
+    `patience`: seconds after which one that waits asks too; more than a question takes. `clock`: seconds since the
+    epoch.
+    """
+
+    def __init__(self, patience: float, clock: Callable[[], float] = time.time) -> None:
+        self._patience, self._clock = patience, clock
+        self._changed = threading.Condition()
+        self._known: dict[str, _Known] = {}
+
+    def take(self, url: str, aborted: Callable[[], bool]) -> Route | None:
+        """Where to ask for the file. Waits while another asks for an address and none is known; None once `aborted`."""
+        late = time.monotonic() + self._patience
+        with self._changed:
+            while not aborted():
+                known, now, ticks = self._of(url), self._clock(), time.monotonic()
+                free = ticks >= min(known.asked_at + self._patience, late)
+                if free and (not known.address or now >= known.renew_at):
+                    known.asked_at, known.served = ticks, known.serial
+                    return Route(url, known.serial, True)
+                if known.address and now < known.until:
+                    return Route(known.address, known.serial, False)
+                self._changed.wait(CHECK_S)
+            return None
+
+    def current(self, url: str, serial: int) -> bool:
+        """Whether the route `serial` would still be given."""
+        with self._changed:
+            known = self._of(url)
+            return known.serial == serial and known.address != "" and self._clock() < known.until
+
+    def learned(self, url: str, address: str) -> None:
+        """Asking `url` led to `address`, which is `url` where the origin does not redirect: then nobody waits again."""
+        with self._changed:
+            known, now = self._of(url), self._clock()
+            known.address, known.serial = address, known.serial + 1
+            known.renew_at = known.until = math.inf
+            end = good_until(address) if address != url else None
+            # One that comes expired means that a clock is wrong: it is good until it is refused.
+            if end is not None and end > now:
+                known.until, known.renew_at = end, renew_at(end, now)
+            self._changed.notify_all()
+
+    def done(self, url: str) -> None:
+        """The caller asked, and `learned` what there was to learn. If that was nothing, the next one asks."""
+        with self._changed:
+            known = self._of(url)
+            known.asked_at = -math.inf
+            if known.serial == known.served and known.address:
+                known.renew_at = min(known.until, self._clock() + REST_S)
+            self._changed.notify_all()
+
+    def refused(self, url: str, serial: int) -> bool:
+        """The address of the route `serial` is of no use. False if it was renewed since; else it is forgotten."""
+        with self._changed:
+            known = self._of(url)
+            if known.serial == serial and known.address != url:
+                known.address = ""
+            return known.serial == serial
+
+    def wake(self) -> None:
+        """Somebody who waits may have been aborted."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def _of(self, url: str) -> _Known:
+        known = self._known.get(url)
+        if known is None:
+            if len(self._known) >= MOST:
+                del self._known[next(iter(self._known))]
+            known = self._known[url] = _Known()
+        return known
