@@ -15,6 +15,7 @@ import msgspec
 
 from weightd.core.errors import ConfigError
 from weightd.sources import net
+from weightd.sources.dial import Addresses, Dialler, Live, Place
 from weightd.sources.gates import Gates
 from weightd.sources.routes import Routes
 from weightd.sources.shared import SharedGates, SharedRoutes
@@ -38,18 +39,24 @@ class HttpOptions(msgspec.Struct, frozen=True):
 class Connection(http.client.HTTPConnection):
     """One connection to one origin. Used by one thread, except for `abort`."""
 
-    def __init__(self, origin: Origin, options: HttpOptions, context: ssl.SSLContext | None) -> None:
+    def __init__(
+        self, origin: Origin, options: HttpOptions, context: ssl.SSLContext | None, addresses: Addresses
+    ) -> None:
         super().__init__(origin.host, origin.port)
         self.origin = origin
-        self.aborted = False
         self.idle_since = 0.0
         self._options = options
         self._context = context
-        self._live: socket.socket | None = None
+        self._addresses = addresses
+        self._place = Place(origin.host, origin.port)
+        self._address = ""
+        self._asking = False
+        self._live = Live()
 
     def connect(self) -> None:
         """Open the socket. Raises SourceUnavailable."""
-        host, port = self.origin.host, self.origin.port
+        host, port = self._place
+        self._give()
         try:
             self.sock = self._open_any()
         except OSError as e:
@@ -58,38 +65,33 @@ class Connection(http.client.HTTPConnection):
             raise net.unresolved(host) from None
 
     def _open_any(self) -> socket.socket:
-        failure: OSError | None = None
-        for family, kind, proto, _, address in socket.getaddrinfo(
-            self.origin.host, self.origin.port, type=socket.SOCK_STREAM
-        ):
+        """To the address that is least used, or the next where that fails."""
+        dialler = Dialler(self._place, self._addresses, self._live, self._options.connect_timeout)
+        while True:
+            dialled = dialler.dial()
             try:
-                return self._open(socket.socket(family, kind, proto), address)
+                sock = self._open(dialled.sock)
             except OSError as e:
-                failure = e
-                if self.aborted:
-                    break
-        raise failure or OSError("no address")
+                dialler.spoil(dialled, e)
+                if self._live.aborted:
+                    raise
+            else:
+                self._address = dialled.address
+                return sock
 
-    def _open(self, sock: socket.socket, address: object) -> socket.socket:
+    def _open(self, sock: socket.socket) -> socket.socket:
+        """What follows the TCP connection. Closes `sock` when that fails."""
         try:
-            self._watch(sock)
             sock.settimeout(self._options.connect_timeout)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.connect(address)  # type: ignore[arg-type]
             if self._context is not None:
                 sock = self._context.wrap_socket(sock, server_hostname=self.origin.host, do_handshake_on_connect=False)
-                self._watch(sock)
+                self._live.watch(sock)
                 sock.do_handshake()
             sock.settimeout(self._options.read_timeout)
         except BaseException:
             sock.close()
             raise
         return sock
-
-    def _watch(self, sock: socket.socket) -> None:
-        self._live = sock
-        if self.aborted:
-            raise ConnectionAbortedError("aborted")
 
     def ask(self, target: Target, headers: Mapping[str, str]) -> http.client.HTTPResponse:
         """Send a GET and read the answer's head. Raises OSError and HTTPException as http.client does."""
@@ -99,22 +101,42 @@ class Connection(http.client.HTTPConnection):
             self.putheader("Authorization", target.authorization)
         for name, value in headers.items():
             self.putheader(name, value)
-        self.endheaders()
-        return self.getresponse()
+        self._asking = True
+        try:
+            self.endheaders()
+            return self.getresponse()
+        finally:
+            self._asking = False
 
     def abort(self) -> None:
         """From another thread: whatever blocks on the socket, also the connect, ends now. Idempotent."""
-        self.aborted = True
-        if (sock := self._live) is not None:
-            try:
-                # Not SSLSocket.shutdown: it would turn a read that follows into one of bare ciphertext.
-                socket.socket.shutdown(sock, socket.SHUT_RDWR)
-            except OSError:
-                pass  # Not connected, or closed already: nothing blocks on it.
+        self._live.abort()
+
+    def blame(self) -> None:
+        """Its address was slow, stalled or broke off: others go before it for a while."""
+        if address := self._address:
+            self._addresses.failed(self._place, address)
+
+    @property
+    def avoided(self) -> bool:
+        """Whether another address of its host is better now."""
+        return self._address != "" and self._addresses.avoided(self._place, self._address)
+
+    def close(self) -> None:
+        """Idempotent."""
+        super().close()
+        # http.client closes after the head of an answer that ends with its connection, whose body is still to come.
+        if not self._asking:
+            self._give()
+
+    def _give(self) -> None:
+        address, self._address = self._address, ""
+        if address:
+            self._addresses.give(self._place, address)
 
     def usable(self) -> bool:
         """Open, and silent as an idle connection is: neither ended nor sending what nobody asked for."""
-        if self.sock is None or self.aborted:
+        if self.sock is None or self._live.aborted:
             return False
         poll = select.poll()
         poll.register(self.sock, select.POLLIN)
@@ -135,6 +157,7 @@ class ConnectionPool:
         self._idle: dict[Origin, list[Connection]] = defaultdict(list)
         self._context: ssl.SSLContext | None = None
         self._closed = False
+        self._addresses = Addresses()
         self.gates: SharedGates = gates or Gates(options.connections_per_host)
         # Whoever asks has its answer, or a fault, after these two; then the next one asks.
         self.routes: SharedRoutes = routes or Routes(options.connect_timeout + options.read_timeout)
@@ -142,14 +165,15 @@ class ConnectionPool:
     def take(self, origin: Origin) -> tuple[Connection, bool]:
         """A connection, and whether it was used before. A fresh one connects when it is asked."""
         while (idle := self._pop(origin)) is not None:
-            if time.monotonic() - idle.idle_since < IDLE_SECONDS and idle.usable():
+            if time.monotonic() - idle.idle_since < IDLE_SECONDS and idle.usable() and not idle.avoided:
                 return idle, True
             idle.close()
         return self.fresh(origin), False
 
     def fresh(self, origin: Origin) -> Connection:
         """A connection that was never used."""
-        return Connection(origin, self.options, self.context() if origin.scheme == "https" else None)
+        context = self.context() if origin.scheme == "https" else None
+        return Connection(origin, self.options, context, self._addresses)
 
     def give(self, connection: Connection) -> None:
         """Back for reuse, if it can be."""

@@ -104,6 +104,7 @@ class HttpReader:
         """Where `route` led, for all readers; or that it led to a server in trouble."""
         url, routes = self._file.url, self._pool.routes
         if is_transient(status) and status not in THROTTLED:
+            self._blame()
             if not route.asks:
                 routes.refused(url, route.serial)
         elif (route.asks or led != route.address) and (led != url or status < 400):
@@ -211,6 +212,7 @@ class HttpReader:
         if self._aborted:
             raise net.aborted(self._where).about(file=self._file.path)
         if not count:
+            self._blame()
             raise net.ended_early(self._where, self._length - self._left, self._length).about(file=self._file.path)
         self._left -= count
         if self._gate is not None:
@@ -241,6 +243,8 @@ class HttpReader:
     def abort(self) -> None:
         self._aborted = True
         if (connection := self._connection) is not None:
+            if self._gate is not None:  # In the middle of something that took too long.
+                connection.blame()
             connection.abort()
         if (gate := self._gate) is not None:
             gate.wake()
@@ -263,11 +267,16 @@ class HttpReader:
         else:
             connection.close()
 
+    def _blame(self) -> None:
+        if self._connection is not None:
+            self._connection.blame()
+
     def _fault(self, e: OSError | http.client.HTTPException) -> WeightdError:
         if self._aborted:
             error = net.aborted(self._where)
         else:
             error = net.of_read(e, self._where, self._pool.options.read_timeout)
+            self._blame()
         return error.about(file=self._file.path)
 
     def __repr__(self) -> str:
