@@ -68,7 +68,7 @@ class HttpSource:
     ) -> None:
         self._options = options or HttpOptions()
         self._pool = ConnectionPool(self._options)
-        self._processes = Processes(processes, self._options, self._pool) if processes else None
+        self._processes = Processes(processes, self._pool) if processes else None
         self._session: aiohttp.ClientSession | None = None
         self._sleep, self._draw = sleep, draw
 

@@ -135,9 +135,9 @@ class Processes:
     """Up to `most` receiver processes, started when they are first needed. Thread-safe. Gates and routes are those
     of `shared`."""
 
-    def __init__(self, most: int, options: HttpOptions, shared: ConnectionPool) -> None:
+    def __init__(self, most: int, shared: ConnectionPool) -> None:
         self.gates, self.routes = shared.gates, shared.routes
-        self._most, self._options = most, options
+        self._most, self._options = most, shared.options
         self._lock = threading.Lock()
         self._processes: list[Process] = []
         self._idle: list[Line] = []
