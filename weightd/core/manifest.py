@@ -6,8 +6,9 @@ import hashlib
 
 import msgspec
 
+from weightd.core.crc import Crc, CrcAlgorithm
 from weightd.core.digest import Digest
-from weightd.core.errors import InvalidArgument, ManifestError
+from weightd.core.errors import DigestMismatch, InvalidArgument, ManifestError
 
 MAX_PATH = 1024
 MAX_NAME = 255
@@ -24,7 +25,8 @@ class FileSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     """One file of a snapshot, pinned.
 
     `url` may hold credentials: it never leaves the daemon (see `weightd.core.refs.redact`). `ranges` says that the
-    source answered a ranged request with 206. `digest` is the expected one where somebody gave it.
+    source answered a ranged request with 206. `digest` is the expected one where somebody gave it, the user or the
+    source; `crc` is that of the whole file where the source gave one.
     """
 
     path: str
@@ -33,6 +35,12 @@ class FileSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     digest: Digest | None = None
     validator: Validator = Validator()
     ranges: bool = True
+    crc: Crc | None = None
+
+    @property
+    def crc_algorithm(self) -> CrcAlgorithm | None:
+        """Which CRC is to be computed of its bytes: none where the digest is known."""
+        return self.crc.algorithm if self.crc is not None and self.digest is None else None
 
     @property
     def by_parts(self) -> bool:
@@ -134,6 +142,18 @@ def _revision(files: tuple[FileSpec, ...]) -> str:
     return text.hexdigest()[:16]
 
 
+def agreed_digest(given: Digest | None, stated: Digest | None, path: str) -> Digest | None:
+    """The expected digest, from the user's and the source's. Raises DigestMismatch where they differ: what would come
+    is not what is wanted, and need not come first."""
+    if given is not None and stated is not None and given != stated:
+        raise DigestMismatch(
+            f"the origin says that its SHA-256 is {stated}, expected {given}",
+            file=path,
+            remedy="The origin serves other bytes than were named: correct the digest or the origin.",
+        )
+    return given or stated
+
+
 def with_digest(manifest: Manifest, sha256: Digest | None) -> Manifest:
     """The caller's digest added to a model of one file. Raises InvalidArgument for any other model."""
     if sha256 is None:
@@ -147,6 +167,8 @@ def with_digest(manifest: Manifest, sha256: Digest | None) -> Manifest:
     file = manifest.files[0]
     if file.digest not in (None, sha256):
         raise InvalidArgument(
-            "the given SHA-256 is not the configured one", file=file.path, remedy="Correct one of the two."
+            "the given SHA-256 is not the one that the configuration or the origin names",
+            file=file.path,
+            remedy="Correct one of the two.",
         )
     return make_manifest(manifest.ref, manifest.format, [msgspec.structs.replace(file, digest=sha256)])

@@ -13,6 +13,8 @@ from typing import Final, NamedTuple, TypeVar
 
 from weightd.core.crc import Crc, CrcAlgorithm, parse_crc
 from weightd.core.digest import Digest, digest_of
+from weightd.core.manifest import Validator
+from weightd.core.ranges import validator_of
 
 T = TypeVar("T")
 
@@ -48,6 +50,19 @@ def stated(headers: Mapping[str, str], *, size: int, partial: bool) -> Stated:
         crcs.extend(parse_crc(algorithm, headers.get(name, "")) for name, algorithm in _AMZ_CRC.items())
     by_algorithm = (_agreed(c for c in crcs if c and c.algorithm is algorithm) for algorithm in _PREFERRED)
     return Stated(_agreed(digests), next((crc for crc in by_algorithm if crc is not None), None))
+
+
+def is_of(headers: Mapping[str, str], *, size: int, validator: Validator) -> bool:
+    """Whether the headers of an answer without a body are of this very version of the file."""
+    coding = headers.get("content-encoding", "").strip().lower()
+    same = validator.etag != "" and validator_of(headers) == validator
+    return same and coding in _IDENTITY and headers.get("content-length", "").strip() == str(size)
+
+
+def worth_asking(headers: Mapping[str, str]) -> bool:
+    """Whether the origin is one that may say more in answer to a HEAD than to a range: S3, and what speaks its
+    protocol, gives checksums of no arbitrary range, and Google Cloud Storage need not."""
+    return "x-amz-request-id" in headers or "x-goog-generation" in headers
 
 
 def _google(headers: Mapping[str, str], size: int) -> list[Crc | None]:

@@ -1,7 +1,8 @@
 """Resolve http and https refs: what files there are, how large, which version, and whether ranges work.
 
 One `GET` with `Range: bytes=0-0` per file tells all of it (a HEAD is refused by signed addresses, and lies about
-ranges). The body of an answer that ignores the range is not read.
+ranges). The body of an answer that ignores the range is not read. An object store that gives no checksum with a range
+is asked for it by one HEAD more, unless the address is signed.
 """
 
 from __future__ import annotations
@@ -13,13 +14,15 @@ import ssl
 import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import parse_qsl, urlsplit
 
 from weightd.core.backoff import full_jitter
 from weightd.core.digest import Digest
 from weightd.core.errors import ManifestError, SourceUnavailable, WeightdError
-from weightd.core.manifest import FileSpec, Manifest, make_manifest
+from weightd.core.manifest import FileSpec, Manifest, agreed_digest, make_manifest
 from weightd.core.ranges import THROTTLED, Probe, asked_to_wait, is_transient, judge_probe, status_error
 from weightd.core.refs import Ref, redact
+from weightd.core.stated import NAMES, Stated, is_of, stated, worth_asking
 from weightd.sources import net, urls
 from weightd.sources import safetensors_repo as repo
 from weightd.sources.connection import ConnectionPool, HttpOptions
@@ -103,8 +106,8 @@ class HttpSource:
             answered = await self._probe(urls.encode(url), absent)
             if answered is None:
                 return None
-            probe, kept = answered
-            where = redact(kept)
+            probe, answer = answered
+            where = redact(answer.kept)
             if probe.size is None and size is None:
                 raise ManifestError(
                     f"{where} does not tell its size",
@@ -112,11 +115,14 @@ class HttpSource:
                 )
             if probe.size is not None:
                 repo.check_size(probe.size, size, where, path)
+            total = probe.size if probe.size is not None else size
+            assert total is not None
+            said = await self._said(probe, answer, total, wanted=digest is None)
+            digest = agreed_digest(digest, said.digest, path)
         except WeightdError as e:
             raise e.about(ref=ref.shown, file=path) from None
-        total = probe.size if probe.size is not None else size
-        assert total is not None
-        return FileSpec(path, total, kept, digest, probe.validator, probe.ranges)
+        crc = None if digest else said.crc
+        return FileSpec(path, total, answer.kept, digest, probe.validator, probe.ranges, crc)
 
     def reader(self, file: FileSpec, memory: Shared | None = None) -> Reader:
         if memory is not None and self._processes is not None:
@@ -131,7 +137,21 @@ class HttpSource:
         if self._processes is not None:
             await asyncio.to_thread(self._processes.close)
 
-    async def _probe(self, url: str, absent: frozenset[int]) -> tuple[Probe, str] | None:
+    async def _said(self, probe: Probe, answer: _Answer, size: int, *, wanted: bool) -> Stated:
+        """Of the whole file's bytes. `wanted`: nobody else has said, so that one more question is worth it."""
+        said = stated(answer.headers, size=size, partial="content-range" in answer.headers)
+        if said != Stated() or not wanted or _signed(answer.led) or not worth_asking(answer.headers):
+            return said
+        try:
+            # S3 leaves checksums out unless asked, and refuses this header with a signature that does not name it.
+            head = await self._follow(answer.kept, {"x-amz-checksum-mode": "ENABLED"}, "HEAD")
+        except (_BrokeOff, WeightdError):
+            return said  # The file can be had without: it is verified less far, and that is said.
+        if head.status != 200 or not is_of(head.headers, size=size, validator=probe.validator):
+            return said
+        return stated(head.headers, size=size, partial="content-range" in head.headers)
+
+    async def _probe(self, url: str, absent: frozenset[int]) -> tuple[Probe, _Answer] | None:
         answer = await self._ask(url, {"Range": "bytes=0-0"})
         if answer.status in absent:
             return None
@@ -143,7 +163,7 @@ class HttpSource:
             probe = judge_probe(answer.status, answer.headers, answer.where)
             assert probe is not None
         self._pool.routes.learned(answer.kept, answer.led)
-        return probe, answer.kept
+        return probe, answer
 
     async def _ask(self, url: str, extra: dict[str, str]) -> _Answer:
         """Follow redirects, and repeat while the fault may pass; the last answer, or the last fault raised."""
@@ -164,16 +184,16 @@ class HttpSource:
             await self._sleep(wait)
         raise AssertionError("attempts must be positive")
 
-    async def _follow(self, url: str, extra: dict[str, str]) -> _Answer:
+    async def _follow(self, url: str, extra: dict[str, str], method: str = "GET") -> _Answer:
         trail = urls.Trail(url)
         while True:
-            status, headers = await self._get(trail.url, extra)
+            status, headers = await self._get(trail.url, extra, method)
             location = headers.get("location")
             if status not in urls.REDIRECTS or location is None:
                 return _Answer(status, headers, trail.kept, redact(trail.url), trail.url)
             trail.follow(status, location)
 
-    async def _get(self, url: str, extra: dict[str, str]) -> tuple[int, dict[str, str]]:
+    async def _get(self, url: str, extra: dict[str, str], method: str) -> tuple[int, dict[str, str]]:
         await asyncio.to_thread(importlib.import_module, "aiohttp")  # The first time this takes 0.2 s.
         import aiohttp
         from yarl import URL
@@ -182,13 +202,14 @@ class HttpSource:
         headers = _ASK | extra | ({"Authorization": to.authorization} if to.authorization else {})
         try:
             tls = await asyncio.to_thread(self._pool.context) if to.origin.scheme == "https" else True
-            async with self._open_session().get(
-                URL(to.url, encoded=True), headers=headers, allow_redirects=False, ssl=tls
+            async with self._open_session().request(
+                method, URL(to.url, encoded=True), headers=headers, allow_redirects=False, ssl=tls
             ) as answer:
                 length = answer.headers.get("Content-Length", "")
                 if length.isdecimal() and int(length) <= _SMALL_BODY:
                     await answer.read()  # Else the connection could not be used again.
                 found = {k.lower(): v for k, v in answer.headers.items()}
+                found |= {n: ", ".join(answer.headers.getall(n)) for n in NAMES if n in found}
                 if answer.status in THROTTLED:
                     self._pool.gates.of(to.origin).throttled(asked_to_wait(found, time.time()))
                 return answer.status, found
@@ -259,6 +280,12 @@ class _Folder:
 
     def missing(self, path: str, why: str) -> WeightdError:
         return repo.not_found(redact(self._url), path, why)
+
+
+def _signed(url: str) -> bool:
+    """By its query (AWS Signature 4 and 2, Google Cloud Storage V4 and V2): good for one method, and for no headers
+    that it does not name."""
+    return any(n.lower().endswith("signature") for n, _ in parse_qsl(urlsplit(url).query))
 
 
 def _ssl(e: BaseException) -> OSError:

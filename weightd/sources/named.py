@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import msgspec
 
 from weightd.core.errors import ConfigError, ManifestError, ModelNotFound, SizeMismatch, WeightdError
-from weightd.core.manifest import FileSpec, Manifest, make_manifest
+from weightd.core.manifest import FileSpec, Manifest, agreed_digest, make_manifest
 from weightd.core.models import NamedFile, NamedModel, expected_digest, source_ref
 from weightd.core.refs import Ref
 from weightd.sources import safetensors_repo as repo
@@ -58,7 +58,9 @@ def _with_digest(model: NamedModel, files: list[FileSpec]) -> list[FileSpec]:
             f"sha256 is given for a model of {len(files)} files",
             remedy="List the files in models.json, each with its own sha256.",
         )
-    return [msgspec.structs.replace(files[0], digest=expected_digest(model, NamedFile(files[0].path)))]
+    file = files[0]
+    digest = agreed_digest(expected_digest(model, NamedFile(file.path)), file.digest, file.path)
+    return [msgspec.structs.replace(file, digest=digest)]
 
 
 def _check(model: NamedModel, files: list[FileSpec]) -> None:
