@@ -14,6 +14,7 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from weightd.core.crc import Crc
 from weightd.core.digest import Digest, digest_of
 from weightd.core.errors import SourceNotFound, SourceUnavailable
 from weightd.core.manifest import FileSpec, Manifest, Validator, make_manifest
@@ -56,6 +57,7 @@ class Served:
     etag: str | None = None
     ranges: bool = True
     size: int | None = None
+    crc: Crc | None = None
 
 
 Hook = Callable[[str, int, int], None]
@@ -99,7 +101,7 @@ class Origin:
     def _spec(self, ref: Ref, path: str, file: Served) -> FileSpec:
         etag = sha256(file.data) if file.etag is None else file.etag
         size = len(file.data) if file.size is None else file.size
-        return FileSpec(path, size, ref.text + path, file.digest, Validator(etag=etag), file.ranges)
+        return FileSpec(path, size, ref.text + path, file.digest, Validator(etag=etag), file.ranges, file.crc)
 
     async def stat(self, ref: Ref, path: str, url: str, *, size: int | None, digest: Digest | None) -> FileSpec:
         raise NotImplementedError

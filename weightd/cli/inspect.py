@@ -51,7 +51,10 @@ def _fields(lease: Lease) -> dict[str, object]:
         "format": lease.format,
         "directory": str(lease.path),
         "verification": lease.verification.name.lower(),
-        "files": [{"path": f.path, "size": f.length, "digest": f.digest} for f in lease.files.values()],
+        "files": [
+            {"path": f.path, "size": f.length, "digest": f.digest, "verification": f.verification.name.lower()}
+            for f in lease.files.values()
+        ],
         "tensors": [
             {
                 "name": name,

@@ -195,6 +195,10 @@ class DigestMismatch(Corruption):
     """The whole file's SHA-256 is not the expected one."""
 
 
+class CrcMismatch(Corruption):
+    """The whole file's CRC is not the one that its origin gave."""
+
+
 class SizeMismatch(Corruption):
     """More or fewer bytes than were promised."""
 

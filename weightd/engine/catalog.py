@@ -116,6 +116,8 @@ class Catalog:
         self.models: dict[str, Model] = {}
         self._state = state
         self._models_root = models
+        self._reached: dict[Digest, Verification] = {}
+        """Of blobs that were dropped: how far bytes of that digest were verified, whoever brings them again."""
         self._io = ThreadPoolExecutor(8, "weightd-io")
         self._db = ThreadPoolExecutor(1, "weightd-state")
         self.recording = asyncio.Lock()
@@ -201,7 +203,10 @@ class Catalog:
         return self.blobs.get(digest) if digest else None
 
     async def record(self, record: BlobRecord, source_key: str) -> Blob:
-        """A blob that was committed to the store is now known, and RESIDENT on NVMe."""
+        """A blob that was committed to the store is now known, and RESIDENT on NVMe. It is verified at least as far as
+        bytes of its digest ever were."""
+        reached = max(record.verification, self._reached.pop(record.digest, Verification.SIZE))
+        record = msgspec.structs.replace(record, verification=reached)
         await self._write(self._state.put_blob, record, source_key)
         if source_key:
             self.seen[source_key] = record.digest
@@ -215,7 +220,8 @@ class Catalog:
         return blob
 
     async def confirm(self, blob: Blob, file: FileSpec) -> None:
-        """Somebody gave the digest of a blob that was only recorded as first seen: now it is verified."""
+        """Somebody gave the digest of a blob that was not verified by it: now it is. A CRC that somebody gives proves
+        nothing of bytes that were not compared with it, and changes nothing here."""
         if file.digest == blob.record.digest and blob.record.verification < Verification.SHA256:
             await self.record(msgspec.structs.replace(blob.record, verification=Verification.SHA256), "")
 
@@ -228,6 +234,7 @@ class Catalog:
         self.seen = {k: d for k, d in self.seen.items() if d != blob.record.digest}
         self.nvme.free(footprint(blob.record.size))
         blob.nvme.to(Residency.EVICTING)
+        self._reached[blob.record.digest] = blob.record.verification
         await self._write(self._state.drop_blob, blob.record.digest)
         await self.io(self._set_aside, blob)
         blob.nvme.to(Residency.ABSENT)

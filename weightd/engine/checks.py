@@ -4,24 +4,74 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Callable
+from typing import NamedTuple
 
-from weightd.core.digest import Digest
-from weightd.core.errors import DigestMismatch, FormatError
+from weightd.core.crc import Crc
+from weightd.core.digest import Digest, digest_of
+from weightd.core.errors import CrcMismatch, DigestMismatch, FormatError
+from weightd.core.manifest import FileSpec
 from weightd.core.safetensors import header_length, parse_header, read_header
+from weightd.core.verification import Verification
 from weightd.storage.pages import footprint
 
 PREFIX = 8
 """Bytes of a safetensors file that hold the length of its header."""
 
 
-def check_digest(got: Digest, expected: Digest | None, path: str) -> None:
-    """Raises DigestMismatch."""
-    if expected is not None and got != expected:
+class Found(NamedTuple):
+    """What all bytes of a file are; `crc` by the algorithm that its origin gave one of, None where it gave none."""
+
+    digest: Digest
+    crc: int | None = None
+
+
+EMPTY = Found(digest_of(bytes.fromhex("e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855")), 0)
+"""Of no bytes, by every algorithm."""
+
+
+class Promise(NamedTuple):
+    """What all bytes of a file have to be: of this digest where one is expected, else of this CRC, else anything."""
+
+    digest: Digest | None
+    crc: Crc | None
+
+    def kept_by(self, found: Found) -> bool:
+        if self.digest is not None:
+            return found.digest == self.digest
+        return self.crc is None or found.crc == self.crc.value
+
+
+def check_whole(found: Found, promise: Promise, path: str) -> None:
+    """Raises DigestMismatch or CrcMismatch."""
+    if promise.kept_by(found):
+        return
+    if promise.digest is not None:
         raise DigestMismatch(
-            f"SHA-256 is {got}, expected {expected}",
+            f"SHA-256 is {found.digest}, expected {promise.digest}",
             file=path,
             remedy="The origin serves other bytes than were named: correct the digest or the origin. Nothing was kept.",
         )
+    if promise.crc is not None:
+        raise CrcMismatch(
+            f"the origin gives {promise.crc}, what it sent has {_shown(promise.crc, found.crc)}",
+            file=path,
+            remedy="The origin, or a proxy in front of it, serves other bytes than it stored; mend it, or give the "
+            "SHA-256 of the file. Nothing was kept.",
+        )
+
+
+def _shown(wanted: Crc, found: int | None) -> str:
+    return "none" if found is None else str(Crc(wanted.algorithm, found))
+
+
+def verified(file: FileSpec, found: Found) -> Verification:
+    """How far the bytes of a file were checked that kept its promise. An expected digest that nobody outside gave, but
+    that was recorded when the file first came, is no verification."""
+    if file.digest is not None:
+        return Verification.SHA256
+    if file.crc is not None and found.crc == file.crc.value:
+        return Verification.CRC
+    return Verification.SIZE
 
 
 def check_format(path: str, size: int, view: memoryview | None, read: Callable[[int, memoryview], None]) -> None:

@@ -20,11 +20,10 @@ from weightd.core.progress import Phase, Progress
 from weightd.core.refs import parse_ref
 from weightd.core.verification import Verification
 from weightd.engine.buffers import SlabBuffers
-from weightd.engine.checks import check_digest, check_format
+from weightd.engine.checks import EMPTY, Found, Promise, check_format, check_whole, verified
 from weightd.engine.items import LocalReader
 from weightd.engine.jobs import FileJob
 from weightd.engine.mend import Mender
-from weightd.engine.mover import EMPTY
 from weightd.engine.threads import finish, in_own_thread
 from weightd.engine.tracker import Tracker
 from weightd.engine.transfer import Transfer, TransferOptions
@@ -55,7 +54,7 @@ class _Export:
     file: FileSpec
     ingest: FileIngest
     job: FileJob | None = None
-    digest: Digest = EMPTY
+    found: Found = EMPTY
     part_size: int = 0
     repaired: list[int] = field(default_factory=list)
 
@@ -98,6 +97,7 @@ class _Plan:
                     record=e.ingest.record if e.ingest.part_size else None,
                     held=e.ingest.held,
                     local=partial(LocalReader, e.ingest.read),
+                    crc=e.file.crc_algorithm,
                 )
         by_job = {e.job: e for e in self.exports if e.job}
         transfer = Transfer(by_job, self.options, lambda job: _verify(by_job[job], self.options, transfer.stopping))
@@ -119,14 +119,14 @@ class _Plan:
 
 def _verify(export: _Export, options: TransferOptions, stopping: threading.Event) -> None:
     """In a thread of the transfer, which its error stops."""
-    expected = export.file.digest
+    promise = Promise(export.file.digest, export.file.crc)
     if export.job:
-        export.digest = export.job.digest
-        if expected not in (None, export.digest) and export.file.by_parts:
-            mended = Mender(export.job, export.ingest.read, None, options=options, stopping=stopping).run(expected)
-            if mended:
-                export.digest, export.repaired = expected, mended
-    check_digest(export.digest, export.file.digest, export.file.path)
+        export.found = export.job.found()
+        if not promise.kept_by(export.found) and export.file.by_parts:
+            mended = Mender(export.job, export.ingest.read, None, options=options, stopping=stopping).run(promise)
+            if mended is not None:
+                export.repaired, export.found = mended
+    check_whole(export.found, promise, export.file.path)
     check_format(export.file.path, export.file.size, None, export.ingest.read)
 
 
@@ -205,5 +205,5 @@ async def _tick(tracker: Tracker, on_progress: Callable[[Progress], None]) -> No
 
 
 def _result(export: _Export) -> ExportedFile:
-    verification = Verification.SHA256 if export.file.digest else Verification.SIZE
-    return ExportedFile(export.file.path, export.file.size, export.digest, verification, tuple(export.repaired))
+    file, found = export.file, export.found
+    return ExportedFile(file.path, file.size, found.digest, verified(file, found), tuple(export.repaired))

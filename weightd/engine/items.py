@@ -11,6 +11,7 @@ from weightd.core.digest import Digest
 from weightd.core.manifest import FileSpec
 from weightd.engine.buffers import Buffers, SegmentBuffers
 from weightd.engine.catalog import Blob, Catalog, Model
+from weightd.engine.checks import Promise
 from weightd.engine.flights import Flight
 from weightd.engine.jobs import FileJob
 from weightd.sources.protocols import Source
@@ -32,7 +33,7 @@ class Item:
     """A file that is not yet where it is wanted.
 
     `held` is its blob when it is on NVMe already and only has to be loaded. `expected` is the digest it must have,
-    whoever said so; `given` is the one that counts as verification. `keys` name its bytes: two items that have one in
+    whoever said so; only `file.digest` counts as verification. `keys` name its bytes: two items that have one in
     common are one. `paths` are all files of the manifest that it serves.
     """
 
@@ -55,8 +56,8 @@ class Item:
     paths: list[str] = field(default_factory=list)
 
     @property
-    def given(self) -> Digest | None:
-        return self.file.digest
+    def promise(self) -> Promise:
+        return Promise(self.expected, self.file.crc)
 
     @property
     def done(self) -> int:
@@ -131,6 +132,7 @@ class Item:
                 record=self.ingest.record if self.ingest.part_size else None,
                 held=self.ingest.held,
                 local=partial(LocalReader, self.ingest.read),
+                crc=self.file.crc_algorithm,
             )
             return
         record = self.held.record

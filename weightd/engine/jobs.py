@@ -6,9 +6,12 @@ import hashlib
 import threading
 from collections.abc import Callable, Mapping, Sequence
 
+from weightd.core.crc import CrcAlgorithm, combine_parts
 from weightd.core.digest import Digest, digest_of
 from weightd.core.parts import Part, plan_parts
 from weightd.engine.buffers import Buffers
+from weightd.engine.checks import Found
+from weightd.engine.crcs import crc_of
 from weightd.sources.protocols import Reader
 
 
@@ -20,7 +23,7 @@ class FileJob:
     durable, and with them that they are whole. `expected` are the recorded checksums of a blob that is loaded: each
     part is compared, and SHA-256 is not computed again. `held` are parts by index that `local` reads: they are not
     asked for at the origin if they have these checksums; `in_place` says that they are where `write` would put them.
-    Counters are written by the transfer's threads, and may be read by anyone.
+    `crc` is to be computed of the whole file. Counters are written by the transfer's threads, and may be read by anyone.
     """
 
     def __init__(
@@ -39,6 +42,7 @@ class FileJob:
         local: Callable[[], Reader] | None = None,
         receiver: Callable[[], Reader] | None = None,
         in_place: bool = True,
+        crc: CrcAlgorithm | None = None,
     ) -> None:
         self.path, self.size, self.part_size = path, size, part_size
         self.parts = plan_parts(size, part_size)
@@ -47,6 +51,8 @@ class FileJob:
         self.write, self.record, self.expected = write, record, expected
         self.held, self.local, self.in_place = dict(held or {}) if ranges else {}, local, in_place
         self.checksums: list[bytes] = [b""] * len(self.parts)
+        self.crc = crc
+        self._crcs = [0] * len(self.parts)
         self.done = 0
         self.proven = 0
         """Bytes that were not asked for at the origin, because they were held and whole."""
@@ -85,6 +91,18 @@ class FileJob:
     def digest(self) -> Digest:
         """Of the whole file, once the job is complete. Only for jobs without `expected`."""
         return digest_of(self.frontier.sha.digest())
+
+    def take_crc(self, part: Part, view: memoryview) -> None:
+        """Of a part's bytes, in the thread that has them in its cache. Raises DependencyMissing."""
+        if self.crc is not None:
+            self._crcs[part.index] = crc_of(self.crc, view)
+
+    def found(self) -> Found:
+        """The digest, and the CRC that is wanted. Blocking: 15 µs for each part."""
+        if self.crc is None:
+            return Found(self.digest)
+        lengths = (p.length for p in self.parts)
+        return Found(self.digest, combine_parts(self.crc, zip(self._crcs, lengths, strict=True)))
 
     def __repr__(self) -> str:
         return f"<FileJob {self.path} {self.done}/{self.size}>"

@@ -13,13 +13,17 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from typing import NamedTuple
 
 import xxhash
 
 from weightd.core.backoff import full_jitter
-from weightd.core.digest import Digest, digest_of
+from weightd.core.crc import combine_parts
+from weightd.core.digest import digest_of
 from weightd.core.errors import Corruption, SourceUnavailable
 from weightd.core.parts import Part
+from weightd.engine.checks import Found, Promise
+from weightd.engine.crcs import crc_of
 from weightd.engine.jobs import FileJob
 from weightd.engine.threads import step_back
 from weightd.engine.transfer import Stopped, TransferOptions
@@ -27,6 +31,13 @@ from weightd.sources.protocols import Reader
 from weightd.storage.pages import footprint
 
 Read = Callable[[int, memoryview], None]
+
+
+class Mended(NamedTuple):
+    """The indices of the parts that were replaced, and what the file is now."""
+
+    parts: list[int]
+    found: Found
 
 
 class Mender:
@@ -50,8 +61,8 @@ class Mender:
         self._readers: set[Reader] = set()
         self._lock = threading.Lock()
 
-    def run(self, expected: Digest) -> list[int]:
-        """The indices of the parts that were replaced, after which the file has `expected`; [] when it cannot be had.
+    def run(self, promise: Promise) -> Mended | None:
+        """Replace parts until the file keeps `promise`; None when it cannot be had.
 
         Raises the errors of the source and of the disk.
         """
@@ -59,12 +70,12 @@ class Mender:
         watch.start()
         try:
             with ThreadPoolExecutor(self._threads, "weightd-mend", step_back) as pool:
-                return self._run(expected, lambda parts: [i for i in pool.map(self._again, parts) if i is not None])
+                return self._run(promise, lambda parts: [i for i in pool.map(self._again, parts) if i is not None])
         finally:
             self._over.set()
             watch.join()
 
-    def _run(self, expected: Digest, replace: Callable[[Iterable[Part]], list[int]]) -> list[int]:
+    def _run(self, promise: Promise, replace: Callable[[Iterable[Part]], list[int]]) -> Mended | None:
         parts = self._job.parts
         half = (len(parts) + 1) // 2
         changed_here = [p for p in parts if not self._as_received(p)]
@@ -72,9 +83,9 @@ class Mender:
         for some in (changed_here, parts[:half], parts[half:]):
             replaced = replace(some)
             mended.extend(replaced)
-            if replaced and self._digest() == expected:
-                return sorted(set(mended))
-        return []
+            if replaced and promise.kept_by(found := self._found()):
+                return Mended(sorted(set(mended)), found)
+        return None
 
     def _abort_when_stopped(self) -> None:
         while not self._over.wait(0.1):
@@ -145,14 +156,17 @@ class Mender:
                 with self._lock:
                     self._readers.discard(reader)
 
-    def _digest(self) -> Digest:
-        sha = hashlib.sha256()
+    def _found(self) -> Found:
+        """As it is on disk."""
+        sha, crc, crcs = hashlib.sha256(), self._job.crc, list[tuple[int, int]]()
         for part in self._job.parts:
             self._check_stop()
             with _memory(part.length) as view:
                 self._read(part.offset, view)
                 sha.update(view)
-        return digest_of(sha.digest())
+                if crc is not None:
+                    crcs.append((crc_of(crc, view), part.length))
+        return Found(digest_of(sha.digest()), None if crc is None else combine_parts(crc, crcs))
 
     def _check_stop(self) -> None:
         if self._stopping.is_set():

@@ -9,14 +9,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 
-from weightd.core.digest import Digest, digest_of
 from weightd.core.errors import BudgetExceeded, Corruption, DiskFull, NotFound, SourceChanged, WeightdError
 from weightd.core.lifecycle import Residency
-from weightd.core.verification import Verification
 from weightd.engine.api import EventKind
 from weightd.engine.buffers import SlabBuffers
 from weightd.engine.catalog import Blob, Catalog, Model
-from weightd.engine.checks import check_digest, check_format
+from weightd.engine.checks import EMPTY, Found, check_format, check_whole, verified
 from weightd.engine.flights import Flight
 from weightd.engine.items import Item
 from weightd.engine.jobs import FileJob
@@ -27,8 +25,6 @@ from weightd.engine.threads import finish, in_own_thread
 from weightd.engine.transfer import Stopped, Transfer, TransferOptions
 from weightd.sources.protocols import Source
 from weightd.storage.state import BlobRecord
-
-EMPTY = digest_of(bytes.fromhex("e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"))
 
 
 class DamagedBlob(Exception):
@@ -162,34 +158,35 @@ class Mover:
     async def _commit(self, item: Item, run: _Run) -> Blob:
         if item.held is not None:
             return await self._commit_load(item, item.held)
-        digest = item.job.digest if item.job else EMPTY
-        if item.expected not in (None, digest) and await self._mend(item, run):
-            digest = item.expected
-        check_digest(digest, item.expected, item.file.path)
-        blob = await self._commit_fetch(item, digest)
+        found = await self.catalog.io(item.job.found) if item.job else EMPTY
+        if not item.promise.kept_by(found):
+            found = await self._mend(item, run) or found
+        check_whole(found, item.promise, item.file.path)
+        blob = await self._commit_fetch(item, found)
         if item.segment is not None:
             await self._seal(item, blob)
         item.committed = True
         return blob
 
-    async def _mend(self, item: Item, run: _Run) -> bool:
-        """Whether the file is now what it should be."""
-        if item.job is None or item.ingest is None or item.expected is None or not item.file.by_parts:
-            return False
+    async def _mend(self, item: Item, run: _Run) -> Found | None:
+        """What the file is now, if that is what it should be."""
+        if item.job is None or item.ingest is None or not item.file.by_parts:
+            return None
         view = item.segment.view if item.segment else None
         mender = Mender(item.job, item.ingest.read, view, options=self.options, stopping=run.stopping)
-        mended = await in_own_thread(partial(mender.run, item.expected), run.stopping.set, "weightd-mend")
-        if mended:
-            run.flight.report(EventKind.REPAIRED, mended_text(item.file.path, mended, len(item.job.parts)))
-        return bool(mended)
+        mended = await in_own_thread(partial(mender.run, item.promise), run.stopping.set, "weightd-mend")
+        if mended is None:
+            return None
+        run.flight.report(EventKind.REPAIRED, mended_text(item.file.path, mended.parts, len(item.job.parts)))
+        return mended.found
 
     async def _commit_load(self, item: Item, blob: Blob) -> Blob:
         await self._seal(item, blob)
         item.committed = True
         return blob
 
-    async def _commit_fetch(self, item: Item, digest: Digest) -> Blob:
-        ingest = item.ingest
+    async def _commit_fetch(self, item: Item, found: Found) -> Blob:
+        ingest, digest = item.ingest, found.digest
         if ingest is None:
             raise AssertionError("a fetch without an ingest")
         view = item.segment.view if item.segment and item.file.size else None
@@ -197,7 +194,7 @@ class Mover:
         written = digest not in self.catalog.blobs
         if written:
             await self.catalog.io(ingest.commit, digest)
-        verification = Verification.SHA256 if item.given else Verification.SIZE
+        verification = verified(item.file, found)
         checksums = b"".join(item.job.checksums) if item.job else b""
         record = BlobRecord(digest, item.file.size, verification, item.part_size, checksums)
         async with self.catalog.recording:

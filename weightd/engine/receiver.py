@@ -191,9 +191,11 @@ class Receiver:
             )
 
     def _deliver(self, task: Task, checksum: bytes, *, held: bool) -> None:
-        view, task.view, task.filled = task.view, None, 0
+        view = task.view
         if view is None:
             raise AssertionError("a part without its memory")
+        task.job.take_crc(task.parts[0], view)
+        task.view, task.filled = None, 0
         self._work.deliver(task.job, task.parts.popleft(), view, checksum, held=held)
 
     def _check_stop(self) -> None:
