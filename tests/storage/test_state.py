@@ -52,7 +52,10 @@ def test_what_is_recorded_comes_back(state: State, path: Path) -> None:
     assert {b.digest: b for b in state.blobs()} == {D1: blob(), D2: blob(D2)}
     assert state.seen() == {"source:x": D1}
     assert state.models() == [ModelRecord("http://h/m", manifest(), {"f": D1}, 12.5)]
+    state.set_verified(D2, 99.25)
+    assert {b.digest: b.last_verified for b in reopened(state, path).blobs()} == {D1: 0.0, D2: 99.25}
     state.drop_blob(D1)
+    state.set_verified(D1, 1.0)
     assert [b.digest for b in reopened(state, path).blobs()] == [D2]
 
 
@@ -103,6 +106,7 @@ def test_pages_overwritten_in_the_middle(state: State, path: Path) -> None:
         "UPDATE blobs SET verification = 77",
         "UPDATE blobs SET size = 'many'",
         "UPDATE blobs SET checksums = 5",
+        "UPDATE blobs SET last_verified = 'yesterday'",
     ],
 )
 def test_rows_that_nobody_recorded(state: State, path: Path, statement: str) -> None:

@@ -23,7 +23,10 @@ class Tier(enum.Enum):
 
 
 class FileState(msgspec.Struct, frozen=True):
-    """One file of a model that is held here. `segment` is "" unless resident in shm (or 0 bytes long)."""
+    """One file of a model that is held here. `segment` is "" unless resident in shm (or 0 bytes long).
+
+    `last_verified`: Unix time at which the copy on NVMe was compared with its digest, 0 when nobody knows.
+    """
 
     path: str
     size: int
@@ -32,6 +35,7 @@ class FileState(msgspec.Struct, frozen=True):
     shm: Residency
     nvme: Residency
     segment: str = ""
+    last_verified: float = 0.0
 
 
 class ModelState(msgspec.Struct, frozen=True):
@@ -52,6 +56,11 @@ class ModelState(msgspec.Struct, frozen=True):
     @property
     def verification(self) -> Verification:
         return min(f.verification for f in self.files)
+
+    @property
+    def last_verified(self) -> float:
+        """Of the file for which it is longest ago."""
+        return min(f.last_verified for f in self.files)
 
     def residency(self, tier: Tier) -> Residency:
         """RESIDENT when all files are, ABSENT when one is, else FILLING."""

@@ -74,8 +74,12 @@ class Model:
 
     def moved(self) -> None:
         """The residency or verification of one of its blobs changed."""
-        self._files = None
+        self.renew()
         self.linked = False
+
+    def renew(self) -> None:
+        """Something else that `state` tells of one of its blobs changed."""
+        self._files = None
 
     def state(self) -> ModelState:
         """As data. Cheap while nothing moved: an acquire makes one."""
@@ -101,6 +105,7 @@ def _file_state(file: FileSpec, blob: Blob) -> FileState:
         shm=blob.shm.state,
         nvme=blob.nvme.state,
         segment=blob.segment.name if blob.in_shm and blob.segment else "",
+        last_verified=blob.record.last_verified,
     )
 
 
@@ -224,6 +229,16 @@ class Catalog:
         nothing of bytes that were not compared with it, and changes nothing here."""
         if file.digest == blob.record.digest and blob.record.verification < Verification.SHA256:
             await self.record(msgspec.structs.replace(blob.record, verification=Verification.SHA256), "")
+
+    async def verified(self, blob: Blob, when: float) -> None:
+        """Its copy on NVMe had its digest at `when`. Does nothing for a blob that was dropped since."""
+        if self.blobs.get(blob.record.digest) is not blob:
+            return
+        await self._write(self._state.set_verified, blob.record.digest, when)
+        blob.record = msgspec.structs.replace(blob.record, last_verified=when)
+        for model in self.models.values():
+            if blob in model.blobs.values():
+                model.renew()
 
     async def drop(self, blob: Blob) -> None:
         """A blob on NVMe proved damaged: forget it. What can be proven of it is kept as an ingest, so that its

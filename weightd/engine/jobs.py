@@ -23,7 +23,8 @@ class FileJob:
     durable, and with them that they are whole. `expected` are the recorded checksums of a blob that is loaded: each
     part is compared, and SHA-256 is not computed again. `held` are parts by index that `local` reads: they are not
     asked for at the origin if they have these checksums; `in_place` says that they are where `write` would put them.
-    `crc` is to be computed of the whole file. Counters are written by the transfer's threads, and may be read by anyone.
+    `crc` is to be computed of the whole file. Counters are written by the transfer's threads, and may be read by
+    anyone.
     """
 
     def __init__(

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
+
+import msgspec
 
 from weightd.core.errors import BudgetExceeded, Corruption, DiskFull, NotFound, SourceChanged, WeightdError
 from weightd.core.lifecycle import Residency
@@ -196,12 +199,14 @@ class Mover:
             await self.catalog.io(ingest.commit, digest)
         verification = verified(item.file, found)
         checksums = b"".join(item.job.checksums) if item.job else b""
-        record = BlobRecord(digest, item.file.size, verification, item.part_size, checksums)
+        record = BlobRecord(digest, item.file.size, verification, item.part_size, checksums, time.time())
         async with self.catalog.recording:
             known = self.catalog.blobs.get(digest)
             if known is not None:
                 if known.record.verification >= verification:
                     record = known.record
+                # What came now is not what stays on disk.
+                record = msgspec.structs.replace(record, last_verified=known.record.last_verified)
                 return await self.catalog.record(record, item.file.source_key)
             if not written:  # the one that was here proved damaged in the meantime
                 await self.catalog.io(ingest.commit, digest)

@@ -21,8 +21,8 @@ from weightd.core.parts import ALIGN
 from weightd.core.verification import Verification
 from weightd.storage.direct import disk_errors
 
-SCHEMA_VERSION = 1
-_SCHEMA = """
+_STEPS = (
+    """
 CREATE TABLE IF NOT EXISTS blobs (
   digest TEXT PRIMARY KEY, size INTEGER NOT NULL, verification INTEGER NOT NULL,
   part_size INTEGER NOT NULL, checksums BLOB NOT NULL
@@ -31,18 +31,26 @@ CREATE TABLE IF NOT EXISTS seen (source_key TEXT PRIMARY KEY, digest TEXT NOT NU
 CREATE TABLE IF NOT EXISTS models (
   ref TEXT NOT NULL, revision TEXT NOT NULL, model BLOB NOT NULL, last_used REAL NOT NULL, current INTEGER NOT NULL,
   PRIMARY KEY (ref, revision)
-) WITHOUT ROWID;
-"""
+) WITHOUT ROWID
+""",
+    "ALTER TABLE blobs ADD COLUMN last_verified REAL NOT NULL DEFAULT 0",
+)
+"""Each makes the next schema out of the one before. What was released is not changed any more: add a step."""
+SCHEMA_VERSION = len(_STEPS)
 
 
 class BlobRecord(msgspec.Struct, frozen=True):
-    """A committed blob. `checksums` are the xxh3-128 of its parts of `part_size` bytes, 16 bytes each, in order."""
+    """A committed blob. `checksums` are the xxh3-128 of its parts of `part_size` bytes, 16 bytes each, in order.
+
+    `last_verified`: Unix time at which all of it was compared with its digest, 0 when nobody knows.
+    """
 
     digest: Digest
     size: int
     verification: Verification
     part_size: int
     checksums: bytes
+    last_verified: float = 0.0
 
     @property
     def sound(self) -> bool:
@@ -70,7 +78,8 @@ class State:
         self._db: sqlite3.Connection | None = None
 
     def open(self) -> None:
-        """Raises ConfigError for a file that is no state of this version, DiskFull, PathInTheWay, AlreadyRunning."""
+        """Brings an older schema up to this one, all or nothing. Raises ConfigError for a file that is no state, or
+        that of a later version, DiskFull, PathInTheWay, AlreadyRunning."""
         self._make_private()
         with self._errors():
             self._db = sqlite3.connect(self._path, isolation_level=None)
@@ -96,12 +105,23 @@ class State:
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")
         version = db.execute("PRAGMA user_version").fetchone()[0]
-        if version not in (0, SCHEMA_VERSION):
-            raise ConfigError(f"{self._path} has schema {version}", remedy="Use the version of weightd that made it.")
+        if not 0 <= version <= SCHEMA_VERSION:
+            raise ConfigError(
+                f"{self._path} has schema {version}, and this version of weightd knows those up to {SCHEMA_VERSION}",
+                remedy="Use the version of weightd that made it, or a later one.",
+            )
         if (found := db.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
             raise self._damaged(found)
-        db.executescript(_SCHEMA)
-        db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        if version < SCHEMA_VERSION:
+            self._migrate(version)
+
+    def _migrate(self, version: int) -> None:
+        """Not by executescript, which commits first: after a crash the old schema is there, whole."""
+        with self._transaction() as db:
+            for step in _STEPS[version:]:
+                for statement in step.split(";"):
+                    db.execute(statement)
+            db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
     def _damaged(self, reason: object) -> ConfigError:
         return ConfigError(
@@ -153,11 +173,20 @@ class State:
         """Record a blob and, where its source names a version, that this version has these bytes."""
         with self._transaction() as db:
             db.execute(
-                "INSERT OR REPLACE INTO blobs VALUES (?, ?, ?, ?, ?)",
-                (blob.digest, blob.size, int(blob.verification), blob.part_size, blob.checksums),
+                "INSERT OR REPLACE INTO blobs (digest, size, verification, part_size, checksums, last_verified)"
+                " VALUES (?, ?, ?, ?, ?, ?)",
+                (
+                    *(blob.digest, blob.size, int(blob.verification), blob.part_size, blob.checksums),
+                    blob.last_verified,
+                ),
             )
             if source_key:
                 db.execute("INSERT OR REPLACE INTO seen VALUES (?, ?)", (source_key, blob.digest))
+
+    def set_verified(self, digest: Digest, when: float) -> None:
+        """All of a recorded blob was compared with its digest at `when`, in Unix seconds."""
+        with self._transaction() as db:
+            db.execute("UPDATE blobs SET last_verified = ? WHERE digest = ?", (when, digest))
 
     def drop_blob(self, digest: Digest) -> None:
         with self._transaction() as db:
