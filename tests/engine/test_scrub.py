@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 from contextlib import aclosing
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.engine.rig import PART, REF, Origin, Rig, Served, one, pattern, running, sha256
-from weightd.core.errors import ModelNotFound, SourceNotFound
+from weightd.core.errors import AccessDenied, ModelNotFound, SourceNotFound
 from weightd.engine.api import CopyState, Event, EventKind, FileCheck, Tier, VerifyProgress
 
 DATA = pattern(40 * PART + 3)
@@ -132,6 +133,84 @@ async def test_nvme_alone_is_mended_from_the_origin(tmp_path: Path, damage: str)
         assert asked == {"flip": {5}, "truncate": {39, 40}, "delete": set(range(41))}[damage]
         assert rig.content((await rig.acquire()).model) == {"model.bin": DATA}
         await rig.check_idle(blobs=1, segments=1)
+
+
+class BadSector:
+    """One part of every file below `root` cannot be read, until it is written anew, as of a disk that then maps another
+    sector in its place."""
+
+    def __init__(self, root: Path, at: int, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.hits = 0
+        preadv, pwrite, bad = os.preadv, os.pwrite, [True]
+
+        def inside(fd: int, offset: int, length: int) -> bool:
+            return (
+                bad[0]
+                and offset < at + PART
+                and at < offset + length
+                and str(root) in os.readlink(f"/proc/self/fd/{fd}")
+            )
+
+        def read(fd: int, views: list[memoryview], offset: int) -> int:
+            if inside(fd, offset, sum(map(len, views))):
+                self.hits += 1
+                del views  # the kernel keeps none of them either, while the error is on its way
+                raise OSError(code, os.strerror(code))
+            return preadv(fd, views, offset)
+
+        def write(fd: int, data: memoryview, offset: int) -> int:
+            if inside(fd, offset, len(data)):
+                bad[0] = False
+            return pwrite(fd, data, offset)
+
+        monkeypatch.setattr(os, "preadv", read)
+        monkeypatch.setattr(os, "pwrite", write)
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENODATA, errno.EILSEQ, errno.EBADMSG, errno.EUCLEAN])
+async def test_a_sector_that_cannot_be_read_is_written_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    async with running(tmp_path, one(DATA)) as rig:
+        await rig.fetch(tier=Tier.NVME)
+        rig.origin.starts.clear()
+        sector = BadSector(tmp_path, 5 * PART, code, monkeypatch)
+        assert await states(rig) == (REPAIRED, ABSENT)
+        assert sector.hits == 2  # by the verification, and when what is left was to be proven
+        assert [offset // PART for _, offset, _ in rig.origin.starts] == [5]
+        assert await states(rig) == (SOUND, ABSENT)
+        assert blob(rig).read_bytes() == DATA
+
+
+async def test_what_may_not_be_read_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running(tmp_path, one(DATA)) as rig:
+        await rig.fetch(tier=Tier.NVME)
+        with monkeypatch.context() as m:
+            BadSector(tmp_path, 5 * PART, errno.EACCES, m)
+            with pytest.raises(AccessDenied, match="may not be read"):
+                await states(rig)
+        assert await states(rig) == (SOUND, ABSENT)
+
+
+async def test_what_was_lost_is_still_called_so_until_it_is_repaired(tmp_path: Path) -> None:
+    seen: list[Event] = []
+    async with running(tmp_path, one(DATA)) as rig:
+        watcher = asyncio.create_task(watch(rig, seen))
+        await rig.fetch(tier=Tier.NVME)
+        flip(blob(rig))
+        gone(rig.origin)
+        for _ in range(3):
+            (check,) = await verify(rig)
+            assert check.nvme is LOST
+            assert "cannot be repaired: gone; what is left of it is in " in check.detail
+            assert len(list((tmp_path / "quarantine").iterdir())) == 1
+        rig.origin.on_start = lambda path, offset, length: None
+        rig.origin.starts.clear()
+        assert await states(rig) == (REPAIRED, ABSENT)
+        assert {offset // PART for _, offset, _ in rig.origin.starts} == {5}
+        assert await states(rig) == (SOUND, ABSENT)
+    await watcher
+    assert [e.kind.name for e in seen if e.kind in (EventKind.DAMAGED, EventKind.REPAIRED)] == ["DAMAGED", "REPAIRED"]
 
 
 async def test_a_damaged_segment_is_replaced_and_its_maps_stay(tmp_path: Path) -> None:

@@ -7,24 +7,21 @@ acquires the model afterwards gets a new one.
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import mmap
 import threading
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
-from contextlib import suppress
+from dataclasses import dataclass, field
 
 import msgspec
 
-from weightd.core.digest import Digest, digest_of
-from weightd.core.errors import Corruption, NotFound, WeightdError
-from weightd.core.parts import DEFAULT_PART, plan_parts
+from weightd.core.digest import Digest
+from weightd.core.errors import NotFound, WeightdError
 from weightd.core.refs import Ref
 from weightd.engine.api import CopyState, EventKind, FileCheck, Tier, VerifyProgress
 from weightd.engine.catalog import Blob, Catalog, Model
-from weightd.engine.threads import in_own_thread, step_back
+from weightd.engine.copies import Copies, Manner
+from weightd.engine.threads import in_own_thread
 from weightd.engine.transfer import Stopped
-from weightd.storage.pages import footprint
 
 TICK = 0.1
 """Seconds between two progress messages."""
@@ -33,65 +30,118 @@ Restore = Callable[[Model, Tier], Awaitable[None]]
 Emit = Callable[[EventKind, Ref, str, str], None]
 
 
+class Preempted(Exception):
+    """Somebody waits for a verification: the one that nobody waits for gives way, and has to begin anew."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """Blobs, since the start. `given_up` could not be repaired then; they may have come back since."""
+
+    damaged: int = 0
+    repaired: int = 0
+    given_up: set[Digest] = field(default_factory=set)
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """Of one check. `preempt` ends its reading from outside; what it has begun to mend it ends."""
+
+    quick: bool = False
+    manner: Manner = field(default_factory=Manner)
+    preempt: threading.Event | None = None
+
+
 class Scrubber:
     """One verification at a time. `restore(model, tier)` makes a model whole again, from its origin where need be."""
 
     def __init__(self, catalog: Catalog, restore: Restore, emit: Emit) -> None:
         self._catalog, self._restore, self._emit = catalog, restore, emit
+        self._copies = Copies(catalog.store)
         self._turn = asyncio.Lock()
-        self._read = 0
+        self._callers = 0
+        self._preempt = threading.Event()
+        self.tally = Tally()
 
     async def verify(self, models: Iterable[Model], *, quick: bool) -> AsyncGenerator[FileCheck | VerifyProgress]:
         """Progress, and what was found of each file, in order. `quick` compares sizes only. Closing it stops it."""
-        async with self._turn:
-            self._read = 0
-            found: dict[Digest, FileCheck] = {}
-            models = list(models)
-            total = 0 if quick else _bytes({b.record.digest: b for m in models for b in m.blobs.values()}.values())
-            for model in models:
-                for path, blob in sorted(model.blobs.items()):
-                    if blob.record.digest not in found:
-                        task = asyncio.ensure_future(self._check(model, path, blob, quick))
-                        try:
-                            while not task.done():
-                                yield VerifyProgress(min(self._read, total), total)
-                                await asyncio.wait([task], timeout=TICK)
-                        finally:
-                            await _end(task)
-                        found[blob.record.digest] = task.result()
-                    yield msgspec.structs.replace(found[blob.record.digest], ref=model.ref.shown, path=path)
+        self._callers += 1
+        self._preempt.set()
+        try:
+            async with self._turn:
+                async for event in self._verify(list(models), _Way(quick)):
+                    yield event
+        finally:
+            self._callers -= 1
 
-    async def _check(self, model: Model, path: str, blob: Blob, quick: bool) -> FileCheck:
-        nvme = await self._sound(blob, Tier.NVME, quick)
-        shm = await self._sound(blob, Tier.SHM, quick) if blob.in_shm else None
-        check = FileCheck(
-            ref=model.ref.shown,
-            path=path,
-            size=blob.record.size,
-            digest=blob.record.digest,
-            verification=blob.record.verification,
-            nvme=CopyState.SOUND if nvme else CopyState.REPAIRED,
-            shm=CopyState.ABSENT if shm is None else CopyState.SOUND if shm else CopyState.REPAIRED,
-        )
-        if nvme and shm is not False:
-            return check
-        if self._catalog.blobs.get(blob.record.digest) is not blob:
-            return msgspec.structs.replace(check, detail="replaced while it was read; verify again")
-        where = " and ".join(w for w, ok in (("NVMe", nvme), ("shared memory", shm is not False)) if not ok)
-        leases = f", which {model.leases} leases of this model may still map" if shm is False and model.leases else ""
-        self._tell(EventKind.DAMAGED, model, f"{path}: {blob.record.digest} in {where}{leases}")
+    async def _verify(self, models: list[Model], way: _Way) -> AsyncGenerator[FileCheck | VerifyProgress]:
+        copies = self._copies
+        copies.read = 0
+        found: dict[Digest, FileCheck] = {}
+        total = 0 if way.quick else _bytes({b.record.digest: b for m in models for b in m.blobs.values()}.values())
+        for model in models:
+            for path, blob in sorted(model.blobs.items()):
+                if blob.record.digest not in found:
+                    task = asyncio.ensure_future(self._check(model, path, blob, way))
+                    try:
+                        while not task.done():
+                            yield VerifyProgress(min(copies.read, total), total)
+                            await asyncio.wait([task], timeout=TICK)
+                    finally:
+                        await _end(task)
+                    found[blob.record.digest] = task.result()
+                yield msgspec.structs.replace(found[blob.record.digest], ref=model.ref.shown, path=path)
+
+    async def check(self, blob: Blob, manner: Manner) -> FileCheck | None:
+        """One blob, for nobody who waits. None for one that no model has, which is dropped when it is damaged.
+
+        Raises Preempted when somebody wants to `verify` before it has been read.
+        """
+        async with self._turn:
+            if self._callers:
+                raise Preempted
+            self._preempt.clear()
+            way = _Way(manner=manner, preempt=self._preempt)
+            for model in self._catalog.models.values():
+                for path, one in model.blobs.items():
+                    if one.record.digest == blob.record.digest:
+                        return await self._check(model, path, blob, way)
+            await self._check_unnamed(blob, way)
+            return None
+
+    async def _check(self, model: Model, path: str, blob: Blob, way: _Way) -> FileCheck:
+        began = time.time()
+        here = blob.record.digest in self._catalog.blobs  # or it was lost earlier, and may be had again
+        blob = self._catalog.blobs.get(blob.record.digest, blob)
+        nvme = await self._sound(blob, Tier.NVME, way)
+        shm = await self._sound(blob, Tier.SHM, way) if blob.in_shm else None
+        check = _found(model, path, blob, nvme=nvme, shm=shm)
+        if here and not (nvme and shm is not False):
+            if self._catalog.blobs.get(blob.record.digest) is not blob:
+                return msgspec.structs.replace(check, detail="replaced while it was read; verify again")
+            self._tell_damaged(model, path, blob, nvme=nvme, shm=shm)
+        if not (nvme and shm is not False):
+            check = await self._mended(model, check, blob, nvme=nvme, shm=shm)
+        if (nvme or shm) and not way.quick:
+            await self._catalog.verified(blob, began)
+        return check
+
+    async def _mended(self, model: Model, check: FileCheck, blob: Blob, *, nvme: bool, shm: bool | None) -> FileCheck:
+        where = _places(nvme=nvme, shm=shm)
         try:
             await self._mend(model, blob, nvme=nvme, shm=shm)
         except WeightdError as e:
+            self.tally.given_up.add(blob.record.digest)
             return await self._given_up(check, blob, e, nvme=nvme, shm=shm)
-        self._tell(EventKind.REPAIRED, model, f"{path}: {blob.record.digest} in {where}")
+        self.tally.repaired += 1
+        self._tell(EventKind.REPAIRED, model, f"{check.path}: {blob.record.digest} in {where}")
         return msgspec.structs.replace(check, detail=f"was damaged in {where}")
 
     async def _mend(self, model: Model, blob: Blob, *, nvme: bool, shm: bool | None) -> None:
         if shm is False:
             await self._catalog.detach(blob)
         if not nvme and shm:
-            await self._in_thread(self._rewrite, blob)
+            await self._in_thread(self._copies.rewrite, threading.Event(), blob)
             return
         if not nvme:
             await self._catalog.drop(blob)
@@ -122,79 +172,58 @@ class Scrubber:
             detail=detail,
         )
 
-    async def _sound(self, blob: Blob, tier: Tier, quick: bool) -> bool:
-        call = self._size_fits if quick else self._digest_fits
-        return await self._in_thread(call, blob, tier)
+    async def _check_unnamed(self, blob: Blob, way: _Way) -> None:
+        """No model has it, so that nobody can say where it came from: a later fetch brings what is damaged of it."""
+        began = time.time()
+        nvme = await self._sound(blob, Tier.NVME, way)
+        if blob.in_shm and not await self._sound(blob, Tier.SHM, way):
+            await self._catalog.detach(blob)
+        if nvme:
+            await self._catalog.verified(blob, began)
+        elif self._catalog.blobs.get(blob.record.digest) is blob:
+            self.tally.damaged += 1
+            await self._catalog.detach(blob)
+            await self._catalog.drop(blob)
 
-    async def _in_thread(self, call: Callable[..., bool], *args: object) -> bool:
-        stopping = threading.Event()
-
-        def body() -> bool:
-            step_back()
-            return call(*args, stopping)
-
-        return await in_own_thread(body, stopping.set, "weightd-verify")
-
-    def _size_fits(self, blob: Blob, tier: Tier, _: threading.Event) -> bool:
-        if tier is Tier.NVME:
-            return self._catalog.store.size(blob.record.digest) == blob.record.size
-        with suppress(Corruption, NotFound):
-            if blob.segment is not None:
-                with blob.segment.opened():
-                    return True
-        return False
-
-    def _digest_fits(self, blob: Blob, tier: Tier, stopping: threading.Event) -> bool:
-        if not self._size_fits(blob, tier, stopping):
-            self._read += blob.record.size
-            return False
+    async def _sound(self, blob: Blob, tier: Tier, way: _Way) -> bool:
+        if way.quick:
+            return await self._catalog.io(self._copies.size_fits, blob, tier)
         try:
-            return self._hash(blob, tier, stopping) == blob.record.digest
-        except (Corruption, NotFound):
-            return False
+            return await self._in_thread(
+                self._copies.digest_fits, way.preempt or threading.Event(), blob, tier, way.manner
+            )
+        except Stopped:
+            raise Preempted from None
 
-    def _hash(
-        self,
-        blob: Blob,
-        tier: Tier,
-        stopping: threading.Event,
-        also: Callable[[int, memoryview], None] = lambda offset, view: None,
-    ) -> Digest:
-        sha = hashlib.sha256()
-        with mmap.mmap(-1, footprint(max(1, min(DEFAULT_PART, blob.record.size)))) as memory:
-            for part in plan_parts(blob.record.size):
-                if stopping.is_set():
-                    raise Stopped
-                with memoryview(memory)[: part.length] as view:
-                    if tier is Tier.NVME:
-                        self._catalog.store.read(blob.record.digest, part.offset, view)
-                    else:
-                        _copy(blob, part.offset, view)
-                    sha.update(view)
-                    also(part.offset, view)
-                self._read += part.length
-        return digest_of(sha.digest())
+    async def _in_thread(self, call: Callable[..., bool], stopping: threading.Event, *args: object) -> bool:
+        return await in_own_thread(lambda: call(*args, stopping), stopping.set, "weightd-verify")
 
-    def _rewrite(self, blob: Blob, stopping: threading.Event) -> bool:
-        """NVMe from shared memory, which has just proved sound and is compared again."""
-        ingest = self._catalog.store.ingest(blob.record.size)
-        try:
-            if self._hash(blob, Tier.SHM, stopping, ingest.write) != blob.record.digest:
-                raise Corruption("the copy in shared memory changed while it was read", remedy="Verify again.")
-            ingest.commit(blob.record.digest)
-        finally:
-            ingest.abort()
-        return True
+    def _tell_damaged(self, model: Model, path: str, blob: Blob, *, nvme: bool, shm: bool | None) -> None:
+        self.tally.damaged += 1
+        where = _places(nvme=nvme, shm=shm)
+        leases = f", which {model.leases} leases of this model may still map" if shm is False and model.leases else ""
+        self._tell(EventKind.DAMAGED, model, f"{path}: {blob.record.digest} in {where}{leases}")
 
     def _tell(self, kind: EventKind, model: Model, detail: str) -> None:
         self._emit(kind, model.ref, model.manifest.revision, detail)
 
 
-def _copy(blob: Blob, offset: int, view: memoryview) -> None:
-    if blob.segment is None:
-        raise NotFound("the segment is gone")
-    with blob.segment.opened() as whole, whole[offset : offset + len(view)] as piece:
-        view[:] = piece
+def _found(model: Model, path: str, blob: Blob, *, nvme: bool, shm: bool | None) -> FileCheck:
+    """With what is damaged repaired, which is still to be done."""
+    return FileCheck(
+        ref=model.ref.shown,
+        path=path,
+        size=blob.record.size,
+        digest=blob.record.digest,
+        verification=blob.record.verification,
+        nvme=CopyState.SOUND if nvme else CopyState.REPAIRED,
+        shm=CopyState.ABSENT if shm is None else CopyState.SOUND if shm else CopyState.REPAIRED,
+    )
+
+
+def _places(*, nvme: bool, shm: bool | None) -> str:
+    """Of what is damaged, for people."""
+    return " and ".join(w for w, ok in (("NVMe", nvme), ("shared memory", shm is not False)) if not ok)
 
 
 def _bytes(blobs: Iterable[Blob]) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 from collections.abc import Iterator, Sequence
@@ -10,18 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from weightd.core.digest import Digest, hex_of, parse_digest
-from weightd.core.errors import Corruption, DigestSyntax, NotFound, PathInTheWay
+from weightd.core.errors import AccessDenied, DigestSyntax, NotFound, PathInTheWay
 from weightd.core.lifecycle import IngestState
-from weightd.storage.direct import disk_errors, free_bytes, fsync_directory, open_direct, pread_all
+from weightd.storage.direct import damage_errors, disk_errors, free_bytes, fsync_directory, open_direct, pread_all
 from weightd.storage.ingests import FileIngest, IngestDirectory
 from weightd.storage.ledger import LedgerHeader
 
 BLOB_MODE = 0o440
-_DAMAGE = {
-    errno.EIO: "the disk reports an error",
-    errno.ELOOP: "a symlink stands in its place",
-    errno.EISDIR: "a directory stands in its place",
-}
 
 
 class BlobIngest:
@@ -99,17 +93,19 @@ class DirectoryBlobStore:
 
     def read(self, digest: Digest, offset: int, view: memoryview) -> None:
         try:
-            fd = open_direct(self.path(digest), os.O_RDONLY)
-            try:
-                pread_all(fd, offset, view, what=f"blob {digest}")
-            finally:
-                os.close(fd)
+            with damage_errors(f"blob {digest}"):
+                fd = open_direct(self.path(digest), os.O_RDONLY)
+                try:
+                    pread_all(fd, offset, view, what=f"blob {digest}")
+                finally:
+                    os.close(fd)
         except FileNotFoundError:
             raise NotFound(f"blob {digest} is not on disk") from None
-        except OSError as e:
-            if e.errno not in _DAMAGE:
-                raise
-            raise Corruption(f"blob {digest} cannot be read: {_DAMAGE[e.errno]}") from None
+        except PermissionError as e:
+            raise AccessDenied(
+                f"blob {digest} may not be read: {e.strerror}",
+                remedy=f"Give {self.path(digest)} back to the daemon's user, with mode 0440.",
+            ) from None
 
     def delete(self, digest: Digest) -> None:
         with _a_file_at(self.path(digest)):

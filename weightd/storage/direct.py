@@ -18,6 +18,17 @@ from weightd.core.parts import ALIGN
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
+DAMAGE = {
+    errno.EIO: "the disk reports an error",
+    # What Linux makes of a sector that cannot be read, or whose protection data is wrong, when it is read past the page
+    # cache (blk_errors in block/blk-core.c), and of metadata with a wrong checksum (ext4, xfs).
+    errno.ENODATA: "the disk reports a sector that cannot be read",
+    errno.EILSEQ: "the disk reports wrong protection data",
+    errno.EBADMSG: "the file system reports a wrong checksum",
+    errno.EUCLEAN: "the file system reports that it is damaged",
+    errno.ELOOP: "a symlink stands in its place",
+    errno.EISDIR: "a directory stands in its place",
+}
 
 
 @contextmanager
@@ -36,6 +47,17 @@ def disk_errors(directory: Path) -> Iterator[None]:
                 remedy="Name a directory that this user may write, or change its owner or mode.",
             ) from None
         raise
+
+
+@contextmanager
+def damage_errors(what: str) -> Iterator[None]:
+    """Translates what a read says of lost bytes into Corruption."""
+    try:
+        yield
+    except OSError as e:
+        if e.errno not in DAMAGE:
+            raise
+        raise Corruption(f"{what} cannot be read: {DAMAGE[e.errno]}") from None
 
 
 def open_direct(path: Path, flags: int, mode: int = 0o600) -> int:

@@ -22,7 +22,7 @@ from typing import Final
 
 from weightd.core.errors import PathInTheWay, Unavailable, WeightdError
 from weightd.core.lifecycle import INGEST, IngestState, Lifecycle
-from weightd.storage.direct import disk_errors, fsync_directory, open_direct, pread_all, pwrite_all
+from weightd.storage.direct import damage_errors, disk_errors, fsync_directory, open_direct, pread_all, pwrite_all
 from weightd.storage.ledger import Ledger, LedgerHeader
 
 KEEP_S: Final = 7 * 86400.0
@@ -110,8 +110,9 @@ class FileIngest:
             pwrite_all(fd, offset, data)
 
     def read(self, offset: int, view: memoryview) -> None:
-        with self._opened() as fd:
-            pread_all(fd, offset, view, what=f"ingest {self.place.name}")
+        what = f"ingest {self.place.name}"
+        with self._opened() as fd, damage_errors(what):
+            pread_all(fd, offset, view, what=what)
 
     def record(self, parts: Mapping[int, bytes]) -> None:
         with self._recording:

@@ -114,7 +114,8 @@ class Ingest(Protocol):
         ...
 
     def read(self, offset: int, view: memoryview) -> None:
-        """Fill `view`, aligned as for `write`, with what was written at `offset`; for checks before the commit."""
+        """Fill `view`, aligned as for `write`, with what was written at `offset`; for checks before the commit. Raises
+        Corruption when the disk cannot read it."""
         ...
 
     def record(self, parts: Mapping[int, bytes]) -> None:
@@ -182,7 +183,7 @@ class BlobStore(Protocol):
 
     def read(self, digest: Digest, offset: int, view: memoryview) -> None:
         """Fill `view` from `offset`, both aligned as for `Ingest.write`. Raises NotFound when the blob is gone,
-        Corruption when it ends early or the disk cannot read it."""
+        Corruption when it ends early or the disk cannot read it, AccessDenied."""
         ...
 
     def delete(self, digest: Digest) -> None:
