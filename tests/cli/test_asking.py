@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from tests.cli.conftest import MODEL, Cli
@@ -21,6 +23,7 @@ def test_ls(host: Cli, origin: Origin) -> None:
     assert line.count("resident") == 2
     (model,) = [m for m in host("ls", "--json").objects if m["ref"] == ref]
     assert (model["type"], model["size"], model["leases"], model["shm"]) == ("model", len(MODEL), 0, "resident")
+    assert 0 < model["last_verified"] == model["files"][0]["last_verified"] <= time.time()  # type: ignore[operator,index]
 
 
 def test_status(host: Cli, served: Served) -> None:
@@ -30,6 +33,14 @@ def test_status(host: Cli, served: Served) -> None:
     (status,) = host("status", "--json").objects
     assert (status["type"], status["pid"], status["state"]) == ("status", served.process.pid, "SERVING")
     assert status["state_directory"] == str(served.state_dir)
+    assert status["verify"] == {
+        "every": 0,
+        "oldest": status["verify"]["oldest"],
+        "damaged": 0,
+        "repaired": 0,
+        "lost": 0,
+    }
+    assert "not verified in the background; oldest verified " in text
     assert set(status["shm"]) == {"budget", "reserved", "resident", "free"}  # type: ignore[arg-type]
 
 

@@ -104,6 +104,7 @@ async def test_models_and_model(client: Any) -> None:
     assert (model.shm, model.nvme, model.leases, model.last_used) == (Residency.RESIDENT, Residency.RESIDENT, 0, 1.5)
     assert [f.path for f in model.files] == list(DEMO)
     assert model.files[0].verification is Verification.SHA256
+    assert (model.last_verified, [f.last_verified for f in model.files]) == (3.5, [3.5, 4.5, 4.5])
 
 
 async def test_status(client: Any, daemon: Served) -> None:
@@ -111,6 +112,8 @@ async def test_status(client: Any, daemon: Served) -> None:
     assert (status.pid, status.state, status.models) == (os.getpid(), DaemonState.SERVING, 1)
     assert (status.shm.budget, status.shm.free, status.uptime) == (100, 97, 1.25)
     assert status.state_directory == str(daemon.engine.directory)
+    verify = status.verify
+    assert (verify.every, verify.oldest, verify.damaged, verify.repaired, verify.lost) == (3600.0, 2.5, 3, 2, 1)
 
 
 async def test_verify(client: Any, daemon: Served) -> None:

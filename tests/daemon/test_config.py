@@ -11,7 +11,7 @@ import pytest
 
 from weightd.core.errors import ConfigError
 from weightd.daemon.config import Config, Overrides, load_config
-from weightd.daemon.sizes import BudgetSpec, parse_budget, parse_size
+from weightd.daemon.sizes import BudgetSpec, parse_budget, parse_period, parse_size
 from weightd.daemon.toml import line_of
 
 EXAMPLE = Path(__file__).parents[2] / "config.example.toml"
@@ -40,6 +40,13 @@ FAULTS = {
     "no receivers": ("[fetch]\nreceivers = 0\n", "line 2: fetch.receivers: 0 is out of range"),
     "stall": ("[fetch]\nstall_timeout_s = -1\n", "line 2: fetch.stall_timeout_s: -1 is out of range"),
     "not a number": ("[fetch]\nstall_timeout_s = nan\n", "line 2: fetch.stall_timeout_s: nan is out of range"),
+    "period without unit": ('[verify]\nevery = "7"\n', "line 2: verify.every: '7' is not a period"),
+    "period without sense": ('[verify]\nevery = "often"\n', "line 2: verify.every: 'often' is not a period"),
+    "period of months": ('[verify]\n\nevery = "1M2"\n', "line 3: verify.every: '1M2' is not a period"),
+    "period too short": ('[verify]\nevery = "0.5s"\n', "line 2: verify.every: '0.5s' is out of range"),
+    "period as number": ("[verify]\nevery = 7\n", "line 2: verify.every: Expected str, got int"),
+    "rate": ('[verify]\nmax_rate = "1KiB"\n', "line 2: verify.max_rate: '1KiB' is out of range"),
+    "unknown key of verify": ('[verify]\nevry = "7d"\n', "line 2: verify.evry: unknown key"),
     "log level": ('[daemon]\nlog_level = "loud"\n', "line 2: daemon.log_level: Invalid enum value 'loud'"),
     "mode": ('[daemon]\nsocket_mode = "rw"\n', "line 2: daemon.socket_mode: 'rw' is not a mode"),
     "group": ('[daemon]\nsocket_group = "no-such-group"\n', "line 2: daemon.socket_group: there is no group"),
@@ -85,7 +92,7 @@ def test_the_example_names_every_key() -> None:
     from weightd.daemon import config
 
     text = EXAMPLE.read_text()
-    for section in (config.DaemonSection, config.TierSection, config.FetchSection):
+    for section in (config.DaemonSection, config.TierSection, config.FetchSection, config.VerifySection):
         for field in msgspec.structs.fields(section):
             assert f"{field.name} = " in text
 
@@ -104,6 +111,9 @@ def test_values_are_resolved(tmp_path: Path) -> None:
         budget = "12.5%"
         [fetch]
         part_size = "1MiB"
+        [verify]
+        every = "1.5 d"
+        max_rate = 0
         [models.tiny]
         source = "https://h/d/"
         files = ["a", { path = "b", size = 3 }]
@@ -114,6 +124,7 @@ def test_values_are_resolved(tmp_path: Path) -> None:
     assert config.shm_budget == BudgetSpec(size=40 << 30)
     assert config.nvme_budget == BudgetSpec(percent=12.5)
     assert config.fetch.part_size == 1 << 20
+    assert (config.verify.every, config.verify.max_rate) == (36 * 3600, 0)
     assert [f.path for f in config.models["tiny"].named_files()] == ["a", "b"]
 
 
@@ -178,6 +189,20 @@ def test_sizes(text: str | int, size: int) -> None:
 def test_sizes_that_are_none(text: str | int) -> None:
     with pytest.raises(ValueError):
         parse_size(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("7d", 604800), ("12h", 43200), (" 30 m ", 1800), ("90s", 90), ("2w", 1209600), ("0.5h", 1800), ("", 0), (" ", 0)],
+)
+def test_periods(text: str, seconds: float) -> None:
+    assert parse_period(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["d", "-7d", "1M", "7", "7 days", "1d12h", "0d", "3651d", "1e3s", "nan s", "inf d"])
+def test_periods_that_are_none(text: str) -> None:
+    with pytest.raises(ValueError):
+        parse_period(text)
 
 
 def test_budgets_are_shown_as_written() -> None:

@@ -21,6 +21,7 @@ from weightd.core.manifest import FileSpec, Manifest, Validator, make_manifest
 from weightd.core.refs import Ref
 from weightd.engine.api import ModelState, Tier
 from weightd.engine.engine import Engine, EngineOptions, ModelLease
+from weightd.engine.patrol import PatrolOptions
 from weightd.engine.transfer import TransferOptions
 from weightd.storage.blobs import DirectoryBlobStore
 from weightd.storage.segments import ROOT, PosixSegmentStore
@@ -248,11 +249,12 @@ async def running(
     shm: int = 256 * MIB,
     nvme: int = 256 * MIB,
     transfers: int = 2,
+    patrol: PatrolOptions | None = None,
     **transfer: int,
 ) -> AsyncIterator[Rig]:
     """Stopped at the end, after which nothing may be in shared memory and no thread may run."""
     owner = owner or "t" + secrets.token_hex(6)
-    options = EngineOptions(root, shm, nvme, TransferOptions(**({"part_size": PART} | transfer)), transfers)
+    options = EngineOptions(root, shm, nvme, TransferOptions(**({"part_size": PART} | transfer)), transfers, patrol)
     engine = Engine(
         options,
         segments=PosixSegmentStore(owner),

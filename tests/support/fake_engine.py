@@ -38,6 +38,7 @@ from weightd.engine.api import (
     Tier,
     TierStatus,
     VerifyProgress,
+    VerifyStatus,
 )
 from weightd.rpc.server import make_server
 
@@ -246,6 +247,7 @@ class FakeEngine:
             models=len(self._models),
             transfers=0,
             shm_huge_bytes=0,
+            verify=VerifyStatus(every=3600.0, oldest=2.5, damaged=3, repaired=2, lost=1),
         )
 
 
@@ -258,6 +260,7 @@ def _file_state(path: str, data: bytes, segment: str) -> FileState:
         shm=Residency.RESIDENT,
         nvme=Residency.RESIDENT,
         segment=segment,
+        last_verified=3.5 if path.endswith(".safetensors") else 4.5,
     )
 
 

@@ -24,6 +24,7 @@ def model_fields(model: ModelInfo) -> dict[str, object]:
         "nvme": model.nvme.name.lower(),
         "leases": model.leases,
         "last_used": model.last_used,
+        "last_verified": model.last_verified,
         "files": [
             {
                 "path": f.path,
@@ -32,6 +33,7 @@ def model_fields(model: ModelInfo) -> dict[str, object]:
                 "verification": f.verification.name.lower(),
                 "shm": f.shm.name.lower(),
                 "nvme": f.nvme.name.lower(),
+                "last_verified": f.last_verified,
             }
             for f in model.files
         ],
@@ -53,6 +55,13 @@ def status_fields(status: StatusInfo, socket: str) -> dict[str, object]:
         "models": status.models,
         "transfers": status.transfers,
         "shm_huge_bytes": status.shm_huge_bytes,
+        "verify": {
+            "every": status.verify.every,
+            "oldest": status.verify.oldest,
+            "damaged": status.verify.damaged,
+            "repaired": status.verify.repaired,
+            "lost": status.verify.lost,
+        },
     }
 
 

@@ -6,8 +6,8 @@ import click
 
 from weightd.cli.daemon import connect, status_fields
 from weightd.cli.progress import emit
-from weightd.cli.text import columns, duration
-from weightd.client.types import TierInfo
+from weightd.cli.text import ago, columns, duration
+from weightd.client.types import TierInfo, VerifyInfo
 from weightd.core.budget import human
 
 
@@ -24,11 +24,18 @@ def command(socket: str | None, as_json: bool) -> None:
     click.echo(f"weightd {status.version}, {status.state.value}, process {status.pid}, up {duration(status.uptime)}")
     click.echo(f"socket {path}, state in {status.state_directory}")
     click.echo(f"{status.models} models, {status.leases} leases, {status.transfers} transfers")
+    click.echo(_verified(status.verify))
     click.echo()
     rows = [_row("shm", status.shm), _row("nvme", status.nvme)]
     columns(("TIER", "BUDGET", "RESIDENT", "RESERVED", "FREE ON HOST"), rows, right=(1, 2, 3, 4))
     if status.shm.resident:
         click.echo(f"\n{human(status.shm_huge_bytes)} of shm in huge pages")
+
+
+def _verified(verify: VerifyInfo) -> str:
+    how = f"verified every {duration(verify.every)}" if verify.every else "not verified in the background"
+    found = f"{verify.damaged} damaged, {verify.repaired} repaired, {verify.lost} lost since the start"
+    return f"{how}; oldest verified {ago(verify.oldest)}; {found}"
 
 
 def _row(name: str, tier: TierInfo) -> tuple[str, ...]:

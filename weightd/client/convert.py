@@ -14,6 +14,7 @@ from weightd.client.types import (
     StatusInfo,
     Tier,
     TierInfo,
+    VerifyInfo,
 )
 from weightd.core.digest import parse_digest
 from weightd.core.errors import InvalidArgument, RefSyntax
@@ -57,6 +58,7 @@ def model_info(m: pb.Model) -> ModelInfo:
         leases=m.leases,
         last_used=m.last_used,
         files=tuple(_model_file(f) for f in m.files),
+        last_verified=m.last_verified,
     )
 
 
@@ -68,6 +70,7 @@ def _model_file(f: pb.ModelFile) -> ModelFile:
         verification=verification_from_pb(f.verification),
         shm=residency_from_pb(f.shm),
         nvme=residency_from_pb(f.nvme),
+        last_verified=f.last_verified,
     )
 
 
@@ -93,7 +96,12 @@ def status_info(s: pb.Status) -> StatusInfo:
         models=s.models,
         transfers=s.transfers,
         shm_huge_bytes=s.shm_huge_bytes,
+        verify=_verify_info(s.verify),
     )
+
+
+def _verify_info(v: pb.VerifyStatus) -> VerifyInfo:
+    return VerifyInfo(every=v.every, oldest=v.oldest, damaged=v.damaged, repaired=v.repaired, lost=v.lost)
 
 
 def _tier_info(t: pb.TierStatus) -> TierInfo:

@@ -14,7 +14,8 @@ Tier = Literal["shm", "nvme"]
 
 
 class ModelFile(msgspec.Struct, frozen=True):
-    """One file of a model that the daemon holds. `digest` is "sha256:…"."""
+    """One file of a model that the daemon holds. `digest` is "sha256:…"; `last_verified` the Unix time at which the
+    copy on NVMe was last compared with it, 0 when nobody knows."""
 
     path: str
     size: int
@@ -22,12 +23,14 @@ class ModelFile(msgspec.Struct, frozen=True):
     verification: Verification
     shm: Residency
     nvme: Residency
+    last_verified: float
 
 
 class ModelInfo(msgspec.Struct, frozen=True):
     """A model that the daemon holds, as of the answer.
 
-    `size` is the sum over files, `verification` the weakest of them, `leases` those open now, `last_used` Unix time.
+    `size` is the sum over files, `verification` the weakest of them, `leases` those open now, `last_used` Unix time,
+    and so is `last_verified`, of the file for which it is longest ago.
     """
 
     ref: str
@@ -41,6 +44,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
     leases: int
     last_used: float
     files: tuple[ModelFile, ...]
+    last_verified: float
 
 
 class ManifestFile(msgspec.Struct, frozen=True):
@@ -75,6 +79,20 @@ class TierInfo(msgspec.Struct, frozen=True):
     free: int
 
 
+class VerifyInfo(msgspec.Struct, frozen=True):
+    """Verifications, in the background and by command; the counts are of blobs, since the start.
+
+    `every`: in which each blob is verified once in the background, 0 for never. `oldest`: when that one was for which
+    it is longest ago, 0 when one never was or none is held. `lost` could not be repaired, and did not come back since.
+    """
+
+    every: float
+    oldest: float
+    damaged: int
+    repaired: int
+    lost: int
+
+
 class StatusInfo(msgspec.Struct, frozen=True):
     """The daemon, as of the answer. `shm_huge_bytes` are really backed by huge pages."""
 
@@ -89,6 +107,7 @@ class StatusInfo(msgspec.Struct, frozen=True):
     models: int
     transfers: int
     shm_huge_bytes: int
+    verify: VerifyInfo
 
 
 class CopyState(enum.Enum):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from weightd.daemon import budgets
 from weightd.daemon.config import Config
-from weightd.daemon.options import make_sources, transfer_options
+from weightd.daemon.options import make_sources, patrol_options, transfer_options
 from weightd.engine.engine import Engine, EngineOptions
 from weightd.rpc.server import RpcServer, make_server
 from weightd.storage.blobs import DirectoryBlobStore
@@ -57,6 +57,7 @@ def build(config: Config) -> Parts:
             ),
             transfer=transfer_options(config),
             transfers=config.fetch.transfers,
+            patrol=patrol_options(config),
         ),
         segments=segments,
         blobs=blobs,

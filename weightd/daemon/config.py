@@ -15,7 +15,7 @@ from weightd.core.errors import ConfigError
 from weightd.core.models import NamedModel, check_models, parse_models
 from weightd.core.parts import ALIGN
 from weightd.core.paths import default_socket
-from weightd.daemon.sizes import BudgetSpec, parse_budget, parse_size
+from weightd.daemon.sizes import BudgetSpec, parse_budget, parse_period, parse_size
 from weightd.daemon.toml import line_of
 
 T = TypeVar("T")
@@ -67,6 +67,20 @@ class HttpSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ca_file: str = ""
 
 
+class VerifySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[verify]` as it is written."""
+
+    every: str = ""
+    max_rate: str | int = "64MiB"
+
+
+class VerifyConfig(msgspec.Struct, frozen=True):
+    """In the background. `every` in seconds, 0 for never; `max_rate` in bytes per second, 0 for no limit."""
+
+    every: float
+    max_rate: int
+
+
 class HttpConfig(msgspec.Struct, frozen=True):
     """`connections_per_host`: requests under way at one origin, at most. `ca_file`: PEM, None for the system's."""
 
@@ -107,6 +121,7 @@ class Config(msgspec.Struct, frozen=True):
     nvme_budget: BudgetSpec
     fetch: FetchConfig
     http: HttpConfig
+    verify: VerifyConfig
     models: dict[str, NamedModel]
     file: Path | None = None
 
@@ -148,6 +163,7 @@ def load_config(file: Path | None, *, env: Mapping[str, str], uid: int, override
         nvme_budget=reader.budget("nvme", nvme.budget, overrides.nvme_budget),
         fetch=_fetch(reader, data),
         http=_http(reader, data, base),
+        verify=_verify(reader, data),
         models=reader.models(data, base),
         file=file,
     )
@@ -206,7 +222,7 @@ class _Reader:
             data = tomllib.loads(self._text)
         except tomllib.TOMLDecodeError as e:
             raise ConfigError(f"{self._where} is not valid TOML: {e}", remedy=SEE) from None
-        known = ("daemon", "shm", "nvme", "fetch", "http", "models")
+        known = ("daemon", "shm", "nvme", "fetch", "http", "verify", "models")
         for key in data:
             if key not in known:
                 raise self.fault((key,), f"unknown key; there are {', '.join(known)}")
@@ -298,6 +314,14 @@ def _http(reader: _Reader, data: dict[str, Any], base: Path) -> HttpConfig:
         connections_per_host=int(value("connections_per_host", 1, 1024)),
         connect_timeout_s=value("connect_timeout_s", 0.1, 600.0),
         ca_file=_path(section.ca_file, base),
+    )
+
+
+def _verify(reader: _Reader, data: dict[str, Any]) -> VerifyConfig:
+    section = reader.section("verify", VerifySection, data)
+    return VerifyConfig(
+        every=reader.value(("verify", "every"), parse_period, section.every),
+        max_rate=reader.value(("verify", "max_rate"), _rate, section.max_rate),
     )
 
 

@@ -101,7 +101,7 @@ class Daemon:
     @asynccontextmanager
     async def _background(self, engine: Engine) -> AsyncIterator[None]:
         """Tasks that live while the daemon serves. One that fails is a bug, and stops the daemon."""
-        work = (watch_lag(), self._notifier.keep_alive(), _log_events(engine))
+        work = (watch_lag(), self._notifier.keep_alive(), _log_events(engine), engine.patrol())
         tasks = [self._task(w) for w in work]
         try:
             yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from weightd.daemon.config import Config
+from weightd.engine.patrol import PatrolOptions
 from weightd.engine.throttle import Throttle
 from weightd.engine.transfer import TransferOptions
 from weightd.sources.connection import HttpOptions
@@ -30,3 +31,8 @@ def transfer_options(config: Config) -> TransferOptions:
         attempts=config.fetch.retries + 1,
         throttle=Throttle(config.fetch.max_rate) if config.fetch.max_rate else None,
     )
+
+
+def patrol_options(config: Config) -> PatrolOptions | None:
+    """None where nothing is verified in the background."""
+    return PatrolOptions(config.verify.every, config.verify.max_rate) if config.verify.every else None

@@ -132,6 +132,18 @@ class TierStatus(msgspec.Struct, frozen=True):
     free: int
 
 
+class VerifyStatus(msgspec.Struct, frozen=True):
+    """What verifications do, and have found since the start. `every` in seconds, 0 when nothing is verified in the
+    background; `oldest`: Unix time at which that blob was verified for which it is longest ago, 0 when one never was
+    or none is held. Of the `damaged` blobs some were `repaired`; `lost` could not be, and are not here now."""
+
+    every: float = 0.0
+    oldest: float = 0.0
+    damaged: int = 0
+    repaired: int = 0
+    lost: int = 0
+
+
 class EngineStatus(msgspec.Struct, frozen=True):
     """`uptime` in seconds; the counts are as of now."""
 
@@ -144,6 +156,7 @@ class EngineStatus(msgspec.Struct, frozen=True):
     models: int
     transfers: int
     shm_huge_bytes: int
+    verify: VerifyStatus = VerifyStatus()
 
 
 class Lease(Protocol):

@@ -33,6 +33,7 @@ from weightd.engine.flights import Flight, Flights
 from weightd.engine.kept import KeptIngests
 from weightd.engine.lanes import Lanes
 from weightd.engine.mover import Mover
+from weightd.engine.patrol import Patrol, PatrolOptions
 from weightd.engine.scrub import Scrubber
 from weightd.engine.transfer import TransferOptions
 from weightd.sources.protocols import Source
@@ -46,13 +47,14 @@ TICK = 0.1
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
     """`state_dir` holds blobs, models and state.db. Budgets in bytes. `transfers` may run at once, and as many
-    more that a worker waits for."""
+    more that a worker waits for. `patrol`: what is verified in the background, None for nothing."""
 
     state_dir: Path
     shm_budget: int
     nvme_budget: int
     transfer: TransferOptions = field(default_factory=TransferOptions)
     transfers: int = 2
+    patrol: PatrolOptions | None = None
 
 
 class ModelLease:
@@ -106,6 +108,9 @@ class Engine:
         self._flights: Flights[Model] = Flights()
         self._events = Events()
         self._scrubber = Scrubber(self._catalog, self._restore, self._events.emit)
+        self._patrol: Patrol | None = None
+        if options.patrol is not None:
+            self._patrol = Patrol(self._catalog, self._scrubber, options.patrol, self._lanes.calm)
         self.leases = 0
         self._started = time.monotonic()
 
@@ -252,6 +257,11 @@ class Engine:
             async for check in checks:
                 yield check
 
+    async def patrol(self) -> None:
+        """Verify in the background, if so configured, until cancelled. Once, after `start` and before `stop`."""
+        if self._patrol is not None:
+            await self._patrol.run()
+
     async def _restore(self, model: Model, tier: Tier) -> None:
         """All of its files resident again; its origin is asked only for what is not here."""
         key = ("restore", model.ref.text, tier)
@@ -287,6 +297,7 @@ class Engine:
             models=len(catalog.models),
             transfers=self._lanes.running,
             shm_huge_bytes=await catalog.io(catalog.segments.huge_bytes),
+            verify=self._scrubber.status(self._options.patrol.every if self._options.patrol else 0.0),
         )
 
     def __repr__(self) -> str:

@@ -29,6 +29,9 @@ class Lanes:
     def __init__(self, count: int) -> None:
         self._count = count
         self._entries: list[_Entry] = []
+        self.calm = threading.Event()
+        """Set while no worker waits for anything."""
+        self.calm.set()
 
     @property
     def running(self) -> int:
@@ -58,6 +61,10 @@ class Lanes:
             if not entry.admitted.done() and self._inside(entry.flight.urgent) < self._count:
                 entry.admitted.set_result(None)
         hurry = self._inside(urgent=True) > 0
+        if any(e.flight.urgent for e in self._entries):
+            self.calm.clear()
+        else:
+            self.calm.set()
         for entry in self._entries:
             if entry.flight.urgent or not hurry:
                 entry.going.set()

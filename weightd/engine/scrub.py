@@ -10,6 +10,7 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from contextlib import aclosing
 from dataclasses import dataclass, field
 
 import msgspec
@@ -17,7 +18,7 @@ import msgspec
 from weightd.core.digest import Digest
 from weightd.core.errors import NotFound, WeightdError
 from weightd.core.refs import Ref
-from weightd.engine.api import CopyState, EventKind, FileCheck, Tier, VerifyProgress
+from weightd.engine.api import CopyState, EventKind, FileCheck, Tier, VerifyProgress, VerifyStatus
 from weightd.engine.catalog import Blob, Catalog, Model
 from weightd.engine.copies import Copies, Manner
 from weightd.engine.threads import in_own_thread
@@ -63,13 +64,24 @@ class Scrubber:
         self._preempt = threading.Event()
         self.tally = Tally()
 
+    def status(self, every: float) -> VerifyStatus:
+        """As of now."""
+        blobs, tally = self._catalog.blobs, self.tally
+        return VerifyStatus(
+            every=every,
+            oldest=min((b.record.last_verified for b in blobs.values()), default=0.0),
+            damaged=tally.damaged,
+            repaired=tally.repaired,
+            lost=sum(d not in blobs for d in tally.given_up),
+        )
+
     async def verify(self, models: Iterable[Model], *, quick: bool) -> AsyncGenerator[FileCheck | VerifyProgress]:
         """Progress, and what was found of each file, in order. `quick` compares sizes only. Closing it stops it."""
         self._callers += 1
         self._preempt.set()
         try:
-            async with self._turn:
-                async for event in self._verify(list(models), _Way(quick)):
+            async with self._turn, aclosing(self._verify(list(models), _Way(quick))) as events:
+                async for event in events:
                     yield event
         finally:
             self._callers -= 1
@@ -128,12 +140,15 @@ class Scrubber:
 
     async def _mended(self, model: Model, check: FileCheck, blob: Blob, *, nvme: bool, shm: bool | None) -> FileCheck:
         where = _places(nvme=nvme, shm=shm)
+        # Not where a load has found it, which brings it anew just now.
+        known = nvme or blob.record.digest in self._catalog.blobs or blob.record.digest in self.tally.given_up
         try:
             await self._mend(model, blob, nvme=nvme, shm=shm)
         except WeightdError as e:
             self.tally.given_up.add(blob.record.digest)
             return await self._given_up(check, blob, e, nvme=nvme, shm=shm)
-        self.tally.repaired += 1
+        self.tally.repaired += known
+        self.tally.given_up.discard(blob.record.digest)
         self._tell(EventKind.REPAIRED, model, f"{check.path}: {blob.record.digest} in {where}")
         return msgspec.structs.replace(check, detail=f"was damaged in {where}")
 

@@ -14,6 +14,7 @@ from weightd.engine.api import (
     Tier,
     TierStatus,
     VerifyProgress,
+    VerifyStatus,
 )
 from weightd.version import __version__
 from weightd.wire.convert import residency_to_pb, shown, verification_to_pb
@@ -33,6 +34,7 @@ def model_to_pb(m: ModelState) -> pb.Model:
         nvme=residency_to_pb(m.residency(Tier.NVME)),
         leases=m.leases,
         last_used=m.last_used,
+        last_verified=m.last_verified,
         files=[_file_to_pb(f) for f in m.files],
     )
 
@@ -45,6 +47,7 @@ def _file_to_pb(f: FileState) -> pb.ModelFile:
         verification=verification_to_pb(f.verification),
         shm=residency_to_pb(f.shm),
         nvme=residency_to_pb(f.nvme),
+        last_verified=f.last_verified,
     )
 
 
@@ -110,7 +113,12 @@ def status_to_pb(status: EngineStatus, pid: int) -> pb.Status:
         models=status.models,
         transfers=status.transfers,
         shm_huge_bytes=status.shm_huge_bytes,
+        verify=_verify_to_pb(status.verify),
     )
+
+
+def _verify_to_pb(v: VerifyStatus) -> pb.VerifyStatus:
+    return pb.VerifyStatus(every=v.every, oldest=v.oldest, damaged=v.damaged, repaired=v.repaired, lost=v.lost)
 
 
 def _tier_to_pb(t: TierStatus) -> pb.TierStatus:

@@ -245,7 +245,7 @@ class GetModelRequest(_message.Message):
     def __init__(self, ref: _Optional[str] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("ref", "revision", "format", "directory", "size", "verification", "shm", "nvme", "leases", "last_used", "files")
+    __slots__ = ("ref", "revision", "format", "directory", "size", "verification", "shm", "nvme", "leases", "last_used", "files", "last_verified")
     REF_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
     FORMAT_FIELD_NUMBER: _ClassVar[int]
@@ -257,6 +257,7 @@ class Model(_message.Message):
     LEASES_FIELD_NUMBER: _ClassVar[int]
     LAST_USED_FIELD_NUMBER: _ClassVar[int]
     FILES_FIELD_NUMBER: _ClassVar[int]
+    LAST_VERIFIED_FIELD_NUMBER: _ClassVar[int]
     ref: str
     revision: str
     format: str
@@ -268,23 +269,26 @@ class Model(_message.Message):
     leases: int
     last_used: float
     files: _containers.RepeatedCompositeFieldContainer[ModelFile]
-    def __init__(self, ref: _Optional[str] = ..., revision: _Optional[str] = ..., format: _Optional[str] = ..., directory: _Optional[str] = ..., size: _Optional[int] = ..., verification: _Optional[_Union[Verification, str]] = ..., shm: _Optional[_Union[Residency, str]] = ..., nvme: _Optional[_Union[Residency, str]] = ..., leases: _Optional[int] = ..., last_used: _Optional[float] = ..., files: _Optional[_Iterable[_Union[ModelFile, _Mapping]]] = ...) -> None: ...
+    last_verified: float
+    def __init__(self, ref: _Optional[str] = ..., revision: _Optional[str] = ..., format: _Optional[str] = ..., directory: _Optional[str] = ..., size: _Optional[int] = ..., verification: _Optional[_Union[Verification, str]] = ..., shm: _Optional[_Union[Residency, str]] = ..., nvme: _Optional[_Union[Residency, str]] = ..., leases: _Optional[int] = ..., last_used: _Optional[float] = ..., files: _Optional[_Iterable[_Union[ModelFile, _Mapping]]] = ..., last_verified: _Optional[float] = ...) -> None: ...
 
 class ModelFile(_message.Message):
-    __slots__ = ("path", "size", "digest", "verification", "shm", "nvme")
+    __slots__ = ("path", "size", "digest", "verification", "shm", "nvme", "last_verified")
     PATH_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     VERIFICATION_FIELD_NUMBER: _ClassVar[int]
     SHM_FIELD_NUMBER: _ClassVar[int]
     NVME_FIELD_NUMBER: _ClassVar[int]
+    LAST_VERIFIED_FIELD_NUMBER: _ClassVar[int]
     path: str
     size: int
     digest: str
     verification: Verification
     shm: Residency
     nvme: Residency
-    def __init__(self, path: _Optional[str] = ..., size: _Optional[int] = ..., digest: _Optional[str] = ..., verification: _Optional[_Union[Verification, str]] = ..., shm: _Optional[_Union[Residency, str]] = ..., nvme: _Optional[_Union[Residency, str]] = ...) -> None: ...
+    last_verified: float
+    def __init__(self, path: _Optional[str] = ..., size: _Optional[int] = ..., digest: _Optional[str] = ..., verification: _Optional[_Union[Verification, str]] = ..., shm: _Optional[_Union[Residency, str]] = ..., nvme: _Optional[_Union[Residency, str]] = ..., last_verified: _Optional[float] = ...) -> None: ...
 
 class WatchRequest(_message.Message):
     __slots__ = ()
@@ -329,7 +333,7 @@ class GetStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class Status(_message.Message):
-    __slots__ = ("version", "pid", "state", "uptime", "state_directory", "shm", "nvme", "leases", "models", "transfers", "shm_huge_bytes")
+    __slots__ = ("version", "pid", "state", "uptime", "state_directory", "shm", "nvme", "leases", "models", "transfers", "shm_huge_bytes", "verify")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -341,6 +345,7 @@ class Status(_message.Message):
     MODELS_FIELD_NUMBER: _ClassVar[int]
     TRANSFERS_FIELD_NUMBER: _ClassVar[int]
     SHM_HUGE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    VERIFY_FIELD_NUMBER: _ClassVar[int]
     version: str
     pid: int
     state: str
@@ -352,7 +357,22 @@ class Status(_message.Message):
     models: int
     transfers: int
     shm_huge_bytes: int
-    def __init__(self, version: _Optional[str] = ..., pid: _Optional[int] = ..., state: _Optional[str] = ..., uptime: _Optional[float] = ..., state_directory: _Optional[str] = ..., shm: _Optional[_Union[TierStatus, _Mapping]] = ..., nvme: _Optional[_Union[TierStatus, _Mapping]] = ..., leases: _Optional[int] = ..., models: _Optional[int] = ..., transfers: _Optional[int] = ..., shm_huge_bytes: _Optional[int] = ...) -> None: ...
+    verify: VerifyStatus
+    def __init__(self, version: _Optional[str] = ..., pid: _Optional[int] = ..., state: _Optional[str] = ..., uptime: _Optional[float] = ..., state_directory: _Optional[str] = ..., shm: _Optional[_Union[TierStatus, _Mapping]] = ..., nvme: _Optional[_Union[TierStatus, _Mapping]] = ..., leases: _Optional[int] = ..., models: _Optional[int] = ..., transfers: _Optional[int] = ..., shm_huge_bytes: _Optional[int] = ..., verify: _Optional[_Union[VerifyStatus, _Mapping]] = ...) -> None: ...
+
+class VerifyStatus(_message.Message):
+    __slots__ = ("every", "oldest", "damaged", "repaired", "lost")
+    EVERY_FIELD_NUMBER: _ClassVar[int]
+    OLDEST_FIELD_NUMBER: _ClassVar[int]
+    DAMAGED_FIELD_NUMBER: _ClassVar[int]
+    REPAIRED_FIELD_NUMBER: _ClassVar[int]
+    LOST_FIELD_NUMBER: _ClassVar[int]
+    every: float
+    oldest: float
+    damaged: int
+    repaired: int
+    lost: int
+    def __init__(self, every: _Optional[float] = ..., oldest: _Optional[float] = ..., damaged: _Optional[int] = ..., repaired: _Optional[int] = ..., lost: _Optional[int] = ...) -> None: ...
 
 class TierStatus(_message.Message):
     __slots__ = ("budget", "reserved", "resident", "free")
