@@ -1,4 +1,4 @@
-"""The origin of the benchmarks: nginx on the loopback, with a configuration and directory of its own."""
+"""The origin of the benchmarks: nginx with a configuration and directory of its own, plain or with TLS."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import os
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks import certificates
+from benchmarks.certificates import Certificate
 from benchmarks.machine import MIB, Unable, die_with_parent, need
 
 BUCKET, KEY = "bucket", "model.bin"
@@ -36,23 +38,49 @@ http {{
     uwsgi_temp_path {home}/t4;
     scgi_temp_path {home}/t5;
     server {{
-        listen 127.0.0.1:{port};
+        {listen}
         root {root};
         rewrite ^/as/[^/]+/(.*)$ /$1;  # The same file under as many names as wanted.
         location = /bucket {{ return 200; }}  # HeadBucket, which S3 clients ask for the region.
     }}
 }}
 """
+TLS = """\
+ssl_certificate {chain};
+        ssl_certificate_key {key};
+        ssl_protocols TLSv1.3;
+        ssl_conf_command Ciphersuites TLS_AES_128_GCM_SHA256;  # One for all: clients differ in what they like best."""
+
+
+class Served(NamedTuple):
+    """A file of the origin: its path below the endpoint, its size in bytes, its SHA-256 in hex."""
+
+    key: str
+    size: int
+    sha256: str
+
+    @property
+    def name(self) -> str:
+        return self.key.rpartition("/")[2]
 
 
 class Origin(NamedTuple):
-    """One file of random bytes at `url`; also as S3's GetObject without signature at `endpoint`/bucket/model.bin."""
+    """Files of random bytes at `endpoint`/bucket/…, which is also S3's GetObject without a signature. `ca` is the PEM
+    file of the authority to trust, "" for plain HTTP."""
 
-    url: str
     endpoint: str
-    size: int
-    sha256: str
-    version: str
+    files: tuple[Served, ...]
+    ca: str = ""
+
+    @property
+    def url(self) -> str:
+        """Of the first file."""
+        return f"{self.endpoint}/{self.files[0].key}"
+
+    @property
+    def size(self) -> int:
+        """Of all files, in bytes."""
+        return sum(f.size for f in self.files)
 
 
 def random_file(path: Path, size: int) -> str:
@@ -68,21 +96,46 @@ def random_file(path: Path, size: int) -> str:
     return digest.hexdigest()
 
 
-@contextlib.contextmanager
-def origin(home: Path, root: Path, size: int) -> Iterator[Origin]:
-    """nginx serving `root`, which gets the file; `home` is for nginx's own. Raises Unable without nginx."""
-    binary = need("nginx", "nginx")
+def fill(root: Path, size: int, shards: int = 1) -> tuple[Served, ...]:
+    """`size` random bytes below `root`, in one file or in as many as wanted, as equal as can be."""
     (root / BUCKET).mkdir(parents=True)
-    sha256 = random_file(root / BUCKET / KEY, size)
+    names = [KEY] if shards == 1 else [f"model-{n:05}-of-{shards:05}.bin" for n in range(1, shards + 1)]
+    each, rest = divmod(size, shards)
+    found = []
+    for number, name in enumerate(names):
+        length = each + (number < rest)
+        found.append(Served(f"{BUCKET}/{name}", length, random_file(root / BUCKET / name, length)))
+    return tuple(found)
+
+
+@contextlib.contextmanager
+def origin(home: Path, root: Path, size: int, *, shards: int = 1, tls: bool = False) -> Iterator[Origin]:
+    """nginx on the loopback serving `root`, which gets the files; `home` is for nginx's own. Raises Unable."""
+    files = fill(root, size, shards)
+    certificate = certificates.make(home) if tls else None
     port = _free_port()
-    user = "user root;" if os.geteuid() == 0 else ""
+    with serve(home, root, [f"127.0.0.1:{port}"], certificate):
+        scheme, ca = ("https", str(certificate.ca)) if certificate else ("http", "")
+        yield Origin(f"{scheme}://127.0.0.1:{port}", files, ca)
+
+
+@contextlib.contextmanager
+def serve(
+    home: Path, root: Path, addresses: Sequence[str], certificate: Certificate | None = None, within: Sequence[str] = ()
+) -> Iterator[None]:
+    """nginx on `addresses` ("host:port"), as the command line `within` … nginx. Raises Unable if it does not start."""
+    binary = need("nginx", "nginx")
     config = home / "nginx.conf"
-    config.write_text(CONFIG.format(home=home, root=root, port=port, user=user))
-    process = subprocess.Popen([binary, "-p", str(home), "-c", str(config)], preexec_fn=die_with_parent)
+    listen = "\n        ".join(f"listen {a}{' ssl' if certificate else ''} backlog=1024;" for a in addresses)
+    if certificate:
+        listen += "\n        " + TLS.format(chain=certificate.chain, key=certificate.key)
+    user = "user root;" if os.geteuid() == 0 else ""
+    config.write_text(CONFIG.format(home=home, root=root, listen=listen, user=user))
+    command = [*within, binary, "-p", str(home), "-c", str(config)]
+    process = subprocess.Popen(command, preexec_fn=die_with_parent)
     try:
-        _wait(process, port, home / "error.log")
-        endpoint = f"http://127.0.0.1:{port}"
-        yield Origin(f"{endpoint}/{BUCKET}/{KEY}", endpoint, size, sha256, version())
+        _wait(process, home)
+        yield
     finally:
         process.terminate()
         process.wait()
@@ -100,11 +153,10 @@ def _free_port() -> int:
         return int(s.getsockname()[1])
 
 
-def _wait(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
-    until = time.monotonic() + 10
-    while True:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-            return
+def _wait(process: subprocess.Popen[bytes], home: Path) -> None:
+    """nginx writes its pid file once it listens, whichever network it is in."""
+    until, log = time.monotonic() + 10, home / "error.log"
+    while not (home / "nginx.pid").exists():
         if process.poll() is not None or time.monotonic() > until:
             raise Unable(f"nginx did not start: {log.read_text() if log.exists() else 'no log'}")
         time.sleep(0.02)

