@@ -193,7 +193,7 @@ async def test_a_slow_part_does_not_starve_the_rest_of_memory(
     loop = asyncio.get_running_loop()
     waits: list[int] = []
 
-    def wait_for_the_others(attempt: int, draw: float) -> float:
+    def wait_for_the_others(attempt: int, draw: float, base: float) -> float:
         asyncio.run_coroutine_threadsafe(_settled(origin), loop).result()
         waits.append(attempt)
         return 0.0
@@ -407,7 +407,7 @@ async def test_errors_and_answers_hold_no_credentials(tmp_path: Path) -> None:
 
 
 def _no_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("weightd.engine.receiver.full_jitter", lambda attempt, draw: 0.0)
+    monkeypatch.setattr("weightd.engine.receiver.full_jitter", lambda attempt, draw, base: 0.0)
 
 
 def _raising(error: WeightdError, at: int):

@@ -114,7 +114,7 @@ async def test_a_slow_edge_does_not_hold_up_the_rest(
 async def test_another_try_goes_on_from_the_last_byte(
     tmp_path: Path, tier: Tier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("weightd.engine.receiver.full_jitter", lambda attempt, draw: 0.0)
+    monkeypatch.setattr("weightd.engine.receiver.full_jitter", lambda attempt, draw, base: 0.0)
     monkeypatch.setattr("weightd.engine.receiver.RECEIVE", PART // 4)
     origin, failed = one(DATA), set[int]()
 
@@ -134,7 +134,7 @@ async def test_another_try_goes_on_from_the_last_byte(
 
 async def test_an_origin_that_says_when(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the origin asks for counts when it is more than our own pause."""
-    monkeypatch.setattr("weightd.engine.receiver.full_jitter", lambda attempt, draw: 0.0)
+    monkeypatch.setattr("weightd.engine.receiver.full_jitter", lambda attempt, draw, base: 0.0)
     origin, at = one(DATA), list[float]()
 
     def busy(path: str, offset: int, length: int) -> None:

@@ -224,14 +224,11 @@ class Origin:
             sock.close()
 
     def _one(self, sock: socket.socket, stream: BinaryIO, number: int) -> bool:
-        line = stream.readline(65536).split()
-        if len(line) != 3:
+        """Answer the next request; whether the connection can be used again."""
+        asked = receive(stream)
+        if asked is None:
             return False
-        method, target = line[0].decode("latin-1"), line[1].decode("latin-1")
-        headers: dict[str, str] = {}
-        while (raw := stream.readline(65536).strip()) != b"":
-            name, _, value = raw.decode("latin-1").partition(":")
-            headers[name.strip().lower()] = value.strip()
+        method, target, headers = asked
         file_name = target.partition("?")[0].lstrip("/")
         fault = self._next_fault(file_name)
         if fault.hang_up or fault.stall_head or fault.raw is not None:
@@ -330,6 +327,18 @@ class Origin:
         elif fault.extra:
             sock.sendall(fault.extra)
         return True
+
+
+def receive(stream: BinaryIO) -> tuple[str, str, dict[str, str]] | None:
+    """Method, target and headers of the next request, None when there is none."""
+    line = stream.readline(65536).split()
+    if len(line) != 3:
+        return None
+    headers: dict[str, str] = {}
+    while (raw := stream.readline(65536).strip()) != b"":
+        name, _, value = raw.decode("latin-1").partition(":")
+        headers[name.strip().lower()] = value.strip()
+    return line[0].decode("latin-1"), line[1].decode("latin-1"), headers
 
 
 def _of_file(file: _File, etag: str, headers: Mapping[str, str], fault: Fault) -> _Answer:

@@ -56,7 +56,8 @@ class Mender:
         stopping: threading.Event,
     ) -> None:
         self._job, self._read, self._view = job, read, view
-        self._threads, self._attempts, self._stopping = options.receivers, options.attempts, stopping
+        self._threads, self._attempts, self._pause = options.receivers, options.attempts, options.pause
+        self._stopping = stopping
         self._over = threading.Event()
         self._readers: set[Reader] = set()
         self._lock = threading.Lock()
@@ -138,7 +139,8 @@ class Mender:
                 self._check_stop()
                 if attempt == self._attempts - 1:
                     raise e.about(file=self._job.path) from None
-                self._stopping.wait(max(full_jitter(attempt, random.random()), e.retry_after or 0.0))
+                wait = full_jitter(attempt, random.random(), base=self._pause)
+                self._stopping.wait(max(wait, e.retry_after or 0.0))
         return None
 
     def _receive_once(self, part: Part, view: memoryview) -> None:

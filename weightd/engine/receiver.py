@@ -36,6 +36,7 @@ class Work(Protocol):
     stopping: threading.Event
     requests: Requests
     attempts: int
+    pause: float
     throttle: Throttle | None
 
     def next(self) -> Task | None:
@@ -122,7 +123,7 @@ class Receiver:
             attempt = 0 if advanced else attempt + 1
             if attempt >= self._work.attempts:
                 raise
-            wait = max(full_jitter(attempt, random.random()), e.retry_after or 0.0)
+            wait = max(full_jitter(attempt, random.random(), base=self._work.pause), e.retry_after or 0.0)
             if self._stopping.wait(wait):
                 raise Stopped from e
             return attempt

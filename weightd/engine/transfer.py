@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from weightd.core.backoff import BASE_S
 from weightd.core.errors import Exhausted
 from weightd.core.parts import DEFAULT_PART, Part
 from weightd.engine.jobs import FileJob, Received
@@ -33,14 +34,15 @@ __all__ = ["Stopped", "Transfer", "TransferOptions"]
 
 @dataclass(frozen=True, slots=True)
 class TransferOptions:
-    """Threads of one transfer. `attempts` in a row per request, the first one included; `part_size` in bytes;
-    `throttle` is shared by all transfers that have the same."""
+    """Threads of one transfer. `attempts` in a row per request, the first one included, with pauses that begin at up to
+    `pause` seconds and double; `part_size` in bytes; `throttle` is shared by all transfers that have the same."""
 
     part_size: int = DEFAULT_PART
     receivers: int = 4
     hashers: int = 2
     writers: int = 2
     attempts: int = 5
+    pause: float = BASE_S
     throttle: Throttle | None = None
 
     @property
@@ -63,7 +65,7 @@ class Transfer:
         going: threading.Event | None = None,
     ) -> None:
         self.jobs = list(jobs)
-        self.attempts, self.throttle = options.attempts, options.throttle
+        self.attempts, self.pause, self.throttle = options.attempts, options.pause, options.throttle
         self.stopping = threading.Event()
         self.requests = Requests(sum(len(j.parts) for j in self.jobs))
         self._on_done, self._going = on_done, going

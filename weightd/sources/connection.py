@@ -13,6 +13,7 @@ from collections.abc import Mapping
 
 import msgspec
 
+from weightd.core.backoff import BASE_S
 from weightd.core.errors import ConfigError
 from weightd.sources import net
 from weightd.sources.dial import Addresses, Dialler, Live, Place
@@ -27,12 +28,14 @@ IDLE_SECONDS = 10.0
 
 class HttpOptions(msgspec.Struct, frozen=True):
     """Times in seconds. `ca_file` is a PEM file of authorities trusted instead of the system's. No more than
-    `connections_per_host` requests are under way at one origin."""
+    `connections_per_host` requests are under way at one origin. A question is asked up to `attempts` times, with pauses
+    that begin at up to `pause` and double."""
 
     connect_timeout: float = 10.0
     read_timeout: float = 30.0
     connections_per_host: int = 16
     attempts: int = 4
+    pause: float = BASE_S
     ca_file: str = ""
 
 

@@ -172,7 +172,7 @@ class HttpSource:
             await self._sleep(delay)
         for attempt in range(self._options.attempts):
             last = attempt + 1 == self._options.attempts
-            wait = full_jitter(attempt, self._draw())
+            wait = full_jitter(attempt, self._draw(), base=self._options.pause)
             try:
                 answer = await self._follow(url, extra)
                 if last or not is_transient(answer.status):
