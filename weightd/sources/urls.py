@@ -158,7 +158,9 @@ def _next(current: str, location: str) -> str:
         new = urlsplit(encode(urlunsplit(new._replace(netloc=new.netloc.rpartition("@")[2], fragment=""))))
         goal = target(urlunsplit(new)).origin
     except (ValueError, RefSyntax):
-        raise SourceUnavailable(f"{here} redirects to something that is no web address") from None
+        raise SourceUnavailable(
+            f"{here} redirects to something that is no web address", remedy="The origin has to mend this."
+        ) from None
     if old.scheme == "https" and new.scheme == "http":
         raise SourceDenied(
             f"{here} redirects from https to http, which is not followed",
