@@ -9,14 +9,17 @@ from hypothesis import strategies as st
 from weightd.core.errors import SizeMismatch, SourceChanged, SourceUnavailable, WeightdError
 from weightd.core.manifest import Validator
 from weightd.core.ranges import (
+    MAX_RETRY_AFTER,
     ContentRange,
     Probe,
     Wanted,
+    asked_to_wait,
     conditions,
     is_transient,
     judge_body,
     judge_probe,
     parse_content_range,
+    single,
     status_error,
     validator_of,
 )
@@ -160,3 +163,65 @@ def test_every_status_has_an_error_with_a_remedy(status: int) -> None:
     assert error.remedy
     if is_transient(status):
         assert type(error) is SourceUnavailable
+
+
+@pytest.mark.parametrize(
+    ("said", "taken"),
+    [
+        ([("ETag", '"a"'), ("etag", '"a"')], '"a"'),
+        ([("ETag", '"a"'), ("ETag", '"b"')], ""),
+        ([("ETag", '"b"'), ("ETag", '"a"')], ""),
+    ],
+)
+def test_what_is_said_twice_is_believed_when_it_is_the_same(said: list[tuple[str, str]], taken: str) -> None:
+    assert validator_of(single(said)).etag == taken
+
+
+@pytest.mark.parametrize("second", ["bytes 0-4/20", "bytes 5-9/21", "bytes 5-9/20;", ""])
+def test_two_ranges_are_none(second: str) -> None:
+    headers = single([("Content-Range", "bytes 5-9/20"), ("Content-Range", second)])
+    with pytest.raises(SourceUnavailable, match="without one valid Content-Range"):
+        judge_body(Wanted(5, 5, 20, Validator(), True), 206, headers, "there")
+
+
+@pytest.mark.parametrize(
+    ("headers", "error"),
+    [
+        ({"etag": '"b"'}, SourceChanged),
+        ({"etag": '"b"', "last-modified": "then"}, SourceChanged),
+        ({"last-modified": "now"}, SourceChanged),
+        ({"last-modified": "then"}, SourceUnavailable),
+        ({"etag": 'W/"a"'}, SourceUnavailable),
+        ({}, SourceUnavailable),
+    ],
+)
+def test_only_another_version_is_a_change(headers: dict[str, str], error: type[WeightdError]) -> None:
+    """A page that names no version is no proof of one."""
+    wanted = Wanted(5, 5, 20, Validator('"a"', "then"), True)
+    with pytest.raises(error):
+        judge_body(wanted, 206, {"content-range": "bytes 5-9/20", **headers}, "there")
+
+
+def test_what_was_pinned_by_nothing_may_have_a_name_now() -> None:
+    headers = {"content-length": "20", "etag": '"a"', "last-modified": "then"}
+    judge_body(Wanted(0, 20, 20, Validator(), False), 200, headers, "there")
+
+
+@given(
+    st.dictionaries(st.sampled_from(("retry-after", "ratelimit", "ratelimit-remaining", "ratelimit-reset")), st.text())
+)
+def test_any_wait_is_bounded(headers: dict[str, str]) -> None:
+    assert 0 <= asked_to_wait(headers, 1000.0) <= MAX_RETRY_AFTER
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "Thu, 01 Jan 99999999999999999999 00:00:00 GMT",
+        "Thu, 01 Jan 1970 00:00:00 +99999999999999999999",
+        "Thu, 01 Jan 0001 00:00:00 +2359",
+        "Thu, 01 Jan 9999 23:59:59 -2359",
+    ],
+)
+def test_dates_beyond_all_calendars(value: str) -> None:
+    assert 0 <= asked_to_wait({"retry-after": value}, 1000.0) <= MAX_RETRY_AFTER

@@ -8,7 +8,7 @@ from __future__ import annotations
 import datetime
 import email.utils
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from weightd.core.errors import (
@@ -30,6 +30,7 @@ THROTTLED = frozenset({429, 503})
 """Statuses by which an origin says that it is asked too often."""
 MAX_RETRY_AFTER = 30.0
 """Seconds: the longest wait that an origin gets when it asks for one."""
+_PLAIN = re.compile(r"[\x20-\x7e]{1,100}")
 _STRONG = re.compile(r'"[\x21\x23-\x7e\x80-\xff]*"')
 
 
@@ -62,6 +63,17 @@ class Probe(NamedTuple):
     validator: Validator
 
 
+def single(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """By name in lower case. A header that is said twice with two values becomes a list (RFC 9110 §5.3), which is no
+    valid value of those that are judged here: none of the two is believed."""
+    found: dict[str, str] = {}
+    for name, value in headers:
+        name = name.lower()
+        if found.setdefault(name, value) != value:
+            found[name] = f"{found[name]}, {value}"
+    return found
+
+
 def parse_content_range(text: str) -> ContentRange | None:
     """The value of Content-Range in bytes, or None when it is missing, malformed or contradicts itself."""
     match = _RANGE.fullmatch(text.strip())
@@ -76,10 +88,11 @@ def parse_content_range(text: str) -> ContentRange | None:
 
 
 def validator_of(headers: Headers) -> Validator:
-    """What names this version: a strong ETag and Last-Modified. A weak ETag does not promise equal bytes: left out."""
-    etag = headers.get("etag", "").strip()
+    """What names this version: a strong ETag and Last-Modified. A weak ETag does not promise equal bytes: left out, as
+    is what could not be sent back."""
+    etag, modified = headers.get("etag", "").strip(), headers.get("last-modified", "").strip()
     return Validator(
-        etag=etag if _STRONG.fullmatch(etag) else "", last_modified=headers.get("last-modified", "").strip()
+        etag=etag if _STRONG.fullmatch(etag) else "", last_modified=modified if _PLAIN.fullmatch(modified) else ""
     )
 
 
@@ -116,11 +129,11 @@ def retry_after(value: str, now: float) -> float:
         return min(float(value[:9]), MAX_RETRY_AFTER)
     try:
         when = email.utils.parsedate_to_datetime(value)
-    except (ValueError, IndexError):
+        if when.tzinfo is None:
+            when = when.replace(tzinfo=datetime.UTC)
+        return min(max(when.timestamp() - now, 0.0), MAX_RETRY_AFTER)
+    except (ValueError, IndexError, TypeError, OverflowError):  # A date that is none, in one of many ways.
         return 0.0
-    if when.tzinfo is None:
-        when = when.replace(tzinfo=datetime.UTC)
-    return min(max(when.timestamp() - now, 0.0), MAX_RETRY_AFTER)
 
 
 def status_error(status: int, where: str) -> WeightdError:
@@ -200,16 +213,16 @@ def _check_part(wanted: Wanted, headers: Headers, where: str) -> None:
 
 
 def _check_whole(wanted: Wanted, headers: Headers, where: str) -> None:
+    if wanted.offset or wanted.length != wanted.size:
+        raise SourceUnavailable(
+            f"{where} answered the whole file to a request for a part of it",
+            remedy="Some server behind this address ignores ranges; try again, or use another address.",
+        )
     length = _content_length(headers, where)
     if length is not None and length != wanted.size:
         raise SizeMismatch(
             f"{where} offers {length} bytes, {wanted.size} were promised",
             remedy="Fetch the model again; if its size is given in models.json, correct it.",
-        )
-    if wanted.offset or wanted.length != wanted.size:
-        raise SourceUnavailable(
-            f"{where} answered the whole file to a request for a part of it",
-            remedy="Some server behind this address ignores ranges; try again, or use another address.",
         )
 
 
@@ -229,13 +242,25 @@ def _check_encoding(headers: Headers, where: str) -> None:
             f"{where} sends the file encoded as {encoding[:40]!r} although identity was asked for",
             remedy="Switch compression off for this path at the origin or its proxy.",
         )
+    # Codings of the transfer but for chunks are not undone: nobody asked for any (RFC 9112 §7.4).
+    transfer = headers.get("transfer-encoding", "").lower()
+    if transfer not in ("", "identity", "chunked"):
+        raise SourceUnavailable(
+            f"{where} sends the file in the transfer coding {transfer[:40]!r}", remedy="Mend the origin or its proxy."
+        )
 
 
 def _check_version(pinned: Validator, headers: Headers, where: str) -> None:
     now = validator_of(headers)
-    same = now.etag == pinned.etag if pinned.etag else now.last_modified == pinned.last_modified
-    if (pinned.etag or pinned.last_modified) and not same:
+    if not pinned.etag and not pinned.last_modified:
+        return
+    if (now.etag == pinned.etag) if pinned.etag else (now.last_modified == pinned.last_modified):
+        return
+    named = pinned.etag and now.etag
+    if named or (pinned.last_modified and now.last_modified not in ("", pinned.last_modified)):
         raise SourceChanged(f"{where} changed since it was resolved", remedy="Fetch the model again.")
+    # An error page, or a proxy that drops it: no proof of a change, for which what is here would be given up.
+    raise SourceUnavailable(f"{where} does not say which version it sends", remedy="Try again later.")
 
 
 def _single_range(headers: Headers, where: str) -> ContentRange:

@@ -20,9 +20,9 @@ from weightd.core.backoff import full_jitter
 from weightd.core.digest import Digest
 from weightd.core.errors import ManifestError, SourceUnavailable, WeightdError
 from weightd.core.manifest import FileSpec, Manifest, agreed_digest, make_manifest
-from weightd.core.ranges import THROTTLED, Probe, asked_to_wait, is_transient, judge_probe, status_error
+from weightd.core.ranges import THROTTLED, Probe, asked_to_wait, is_transient, judge_probe, single, status_error
 from weightd.core.refs import Ref, redact
-from weightd.core.stated import NAMES, Stated, is_of, stated, worth_asking
+from weightd.core.stated import Stated, is_of, stated, worth_asking
 from weightd.sources import net, urls
 from weightd.sources import safetensors_repo as repo
 from weightd.sources.connection import ConnectionPool, HttpOptions
@@ -208,8 +208,7 @@ class HttpSource:
                 length = answer.headers.get("Content-Length", "")
                 if length.isdecimal() and int(length) <= _SMALL_BODY:
                     await answer.read()  # Else the connection could not be used again.
-                found = {k.lower(): v for k, v in answer.headers.items()}
-                found |= {n: ", ".join(answer.headers.getall(n)) for n in NAMES if n in found}
+                found = single((k.decode("latin-1"), v.decode("latin-1")) for k, v in answer.raw_headers)
                 if answer.status in THROTTLED:
                     self._pool.gates.of(to.origin).throttled(asked_to_wait(found, time.time()))
                 return answer.status, found

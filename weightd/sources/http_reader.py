@@ -15,6 +15,7 @@ from weightd.core.ranges import (
     conditions,
     is_transient,
     judge_body,
+    single,
     status_error,
 )
 from weightd.core.refs import redact
@@ -111,7 +112,7 @@ class HttpReader:
             routes.learned(url, led)
 
     def _judge(self, wanted: Wanted, response: http.client.HTTPResponse) -> None:
-        headers = _lower(response)
+        headers = single(response.getheaders())
         try:
             judge_body(wanted, response.status, headers, self._where)
         except SourceUnavailable as e:
@@ -288,7 +289,3 @@ def _headers(wanted: Wanted) -> dict[str, str]:
     if wanted.ranged:
         headers["Range"] = f"bytes={wanted.offset}-{wanted.offset + wanted.length - 1}"
     return headers | conditions(wanted.validator)
-
-
-def _lower(response: http.client.HTTPResponse) -> dict[str, str]:
-    return {name.lower(): value for name, value in response.getheaders()}
