@@ -298,3 +298,27 @@ async def test_no_turn_is_lost(origin: Origin, http: HttpSource, fault: Fault) -
         reader.close()
     (gate,) = http._pool.gates._gates.values()
     assert gate.running == 0
+
+
+@pytest.mark.parametrize(
+    "interim", [b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n"]
+)
+async def test_interim_answers_are_passed_over(origin: Origin, http: HttpSource, interim: bytes) -> None:
+    file = await pin(http, origin)
+    head = f"HTTP/1.1 206 OK\r\nETag: {file.validator.etag}\r\nContent-Range: bytes 0-9/{SIZE}\r\n"
+    head += "Content-Length: 10\r\n\r\n"
+    origin.fault("f.bin", Fault(raw=interim * 3 + head.encode() + DATA[:10]), times=1)
+    assert read_and_close(http.reader(file), 0, 10) == DATA[:10]
+    origin.fault("f.bin", Fault(raw=interim * 20_000 + head.encode() + DATA[:10]), times=1)
+    with pytest.raises(SourceUnavailable, match=r"no valid HTTP|broke off"):
+        read_and_close(http.reader(file), 0, 10)
+
+
+async def test_half_a_head_is_none(origin: Origin, http: HttpSource) -> None:
+    """Its missing ETag would be taken for another version, its missing length for an end with the connection."""
+    file = await pin(http, origin)
+    head = f"HTTP/1.1 206 OK\r\nETag: {file.validator.etag}\r\nContent-Range: bytes 0-9/{SIZE}\r\nContent-Len"
+    for raw in (head, head[:25], head[: head.index("Content-Len")], "HTTP/1.1 206 OK\r\n", "HTTP/1.1 206"):
+        origin.fault("f.bin", Fault(raw=raw.encode()), times=1)
+        with pytest.raises(SourceUnavailable, match="broke off|no valid HTTP"):
+            read_and_close(http.reader(file), 0, 10)

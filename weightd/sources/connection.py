@@ -16,6 +16,7 @@ import msgspec
 from weightd.core.backoff import BASE_S
 from weightd.core.errors import ConfigError
 from weightd.sources import net
+from weightd.sources.answers import Answer
 from weightd.sources.dial import Addresses, Dialler, Live, Place
 from weightd.sources.gates import Gates
 from weightd.sources.routes import Routes
@@ -41,6 +42,8 @@ class HttpOptions(msgspec.Struct, frozen=True):
 
 class Connection(http.client.HTTPConnection):
     """One connection to one origin. Used by one thread, except for `abort`."""
+
+    response_class = Answer
 
     def __init__(
         self, origin: Origin, options: HttpOptions, context: ssl.SSLContext | None, addresses: Addresses

@@ -202,9 +202,12 @@ class HttpSource:
         headers = _ASK | extra | ({"Authorization": to.authorization} if to.authorization else {})
         try:
             tls = await asyncio.to_thread(self._pool.context) if to.origin.scheme == "https" else True
-            async with self._open_session().request(
+            # A head that comes byte by byte, or interim answers without end, are no silence.
+            limit = self._options.connect_timeout + 2 * self._options.read_timeout
+            ask = self._open_session().request(
                 method, URL(to.url, encoded=True), headers=headers, allow_redirects=False, ssl=tls
-            ) as answer:
+            )
+            async with asyncio.timeout(limit), ask as answer:
                 length = answer.headers.get("Content-Length", "")
                 if length.isdecimal() and int(length) <= _SMALL_BODY:
                     await answer.read()  # Else the connection could not be used again.
@@ -230,8 +233,10 @@ class HttpSource:
                 return net.of_connect(_ssl(e.os_error), host, port, 0)
             case aiohttp.ClientConnectorError():
                 return net.of_connect(e.os_error, host, port, self._options.connect_timeout)
-            case TimeoutError():
+            case aiohttp.ServerTimeoutError():
                 return _BrokeOff(net.stalled(where, self._options.read_timeout))
+            case TimeoutError():
+                return _BrokeOff(net.crawled(where, self._options.connect_timeout + 2 * self._options.read_timeout))
             case aiohttp.ClientResponseError() | aiohttp.InvalidURL() | ValueError():
                 return net.not_http(where)
             case _:

@@ -12,6 +12,10 @@ from weightd.core.errors import SourceUnavailable, WeightdError
 LATER = "Try again later."
 
 
+class Crawling(TimeoutError):
+    """Bytes come, and too few to wait for the rest."""
+
+
 def unresolved(host: str) -> WeightdError:
     """DNS has no address."""
     return SourceUnavailable(f"the host name {host!r} cannot be resolved", remedy="Check the spelling and DNS.")
@@ -44,6 +48,11 @@ def stalled(where: str, seconds: float) -> WeightdError:
     return SourceUnavailable(f"{where} stalled: nothing came for {seconds:g} s", remedy=LATER)
 
 
+def crawled(where: str, seconds: float) -> WeightdError:
+    """The connection is open and not silent, and brings next to nothing."""
+    return SourceUnavailable(f"{where} crawls: next to nothing came in {seconds:g} s", remedy=LATER)
+
+
 def broke_off(where: str) -> WeightdError:
     """The connection ended in the middle of something."""
     return SourceUnavailable(f"{where} broke off the connection", remedy=LATER)
@@ -73,6 +82,8 @@ def ssl_reason(e: ssl.SSLError) -> str:
 
 def of_read(e: OSError | http.client.HTTPException, where: str, timeout: float) -> WeightdError:
     """A fault on an open connection."""
+    if isinstance(e, Crawling):
+        return crawled(where, timeout)
     if isinstance(e, TimeoutError):
         return stalled(where, timeout)
     if isinstance(e, http.client.HTTPException) and not isinstance(
