@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 
 from tests.engine.rig import PART, REF, Origin, Rig, Served, one, pattern, running, safetensors, sha256
-from weightd.core.errors import BudgetExceeded, DigestMismatch, SourceUnavailable
+from weightd.core.errors import (
+    BudgetExceeded,
+    DigestMismatch,
+    SizeMismatch,
+    SourceDenied,
+    SourceNotFound,
+    SourceUnavailable,
+    WeightdError,
+)
 from weightd.core.parts import MIB
 from weightd.engine.api import Tier
 from weightd.storage.ledger import Ledger
@@ -178,6 +186,23 @@ async def test_a_truncated_blob_keeps_its_front(tmp_path: Path) -> None:
         await rig.acquire()
         assert asked(rig.origin) == {6, 7, 8, 9}
         assert path.read_bytes() == DATA
+
+
+@pytest.mark.parametrize("error", [SourceNotFound, SourceDenied, SizeMismatch])
+async def test_an_origin_that_refuses_one_part_costs_no_other(tmp_path: Path, error: type[WeightdError]) -> None:
+    async with running(tmp_path, one(DATA), attempts=1, receivers=1) as rig:
+
+        def refused(path: str, offset: int, length: int) -> None:
+            if offset // PART == 7:
+                raise error("no")
+
+        rig.origin.on_start = refused
+        with pytest.raises(error):
+            await rig.fetch()
+        breaking(rig.origin)
+        rig.origin.starts.clear()
+        assert rig.content(await rig.fetch()) == {"model.bin": DATA}
+        assert asked(rig.origin) == {7, 8, 9}
 
 
 async def test_what_is_kept_gives_way_to_what_is_wanted(tmp_path: Path) -> None:

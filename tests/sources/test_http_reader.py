@@ -320,5 +320,5 @@ async def test_half_a_head_is_none(origin: Origin, http: HttpSource) -> None:
     head = f"HTTP/1.1 206 OK\r\nETag: {file.validator.etag}\r\nContent-Range: bytes 0-9/{SIZE}\r\nContent-Len"
     for raw in (head, head[:25], head[: head.index("Content-Len")], "HTTP/1.1 206 OK\r\n", "HTTP/1.1 206"):
         origin.fault("f.bin", Fault(raw=raw.encode()), times=1)
-        with pytest.raises(SourceUnavailable, match="broke off|no valid HTTP"):
+        with pytest.raises(SourceUnavailable, match=r"broke off|no valid HTTP"):
             read_and_close(http.reader(file), 0, 10)

@@ -155,7 +155,8 @@ class Mover:
         if item is not None and item.held is not None:
             raise DamagedBlob(item.held, error.message) from error
         if item is not None:
-            item.refused = True
+            # An answer that is too long, or none, says nothing of the parts that came before it.
+            item.refused = isinstance(error, SourceChanged)
         raise error
 
     async def _commit(self, item: Item, run: _Run) -> Blob:
