@@ -18,6 +18,8 @@ from typing import Final, Literal
 import msgspec
 
 from weightd.core.budget import human
+from weightd.core.errors import ConfigError
+from weightd.sources.proxies import Proxies
 from weightd.storage.pages import huge_mode, mount_options
 
 GIB: Final = 1 << 30
@@ -220,6 +222,14 @@ def kernel(release: str) -> Check:
     if version < (5, 14):
         return Check("kernel", "warning", release, "Use 5.14 or later; until then avoid huge=advise on /dev/shm.")
     return Check("kernel", "ok", release)
+
+
+def proxy(proxies: Proxies) -> Check:
+    """Which one a daemon with this configuration and environment uses; never its credentials."""
+    try:
+        return Check("proxy", "ok", ", ".join(proxies.shown()) or "none")
+    except ConfigError as e:
+        return Check("proxy", "failed", e.message, e.remedy)
 
 
 def python() -> Check:

@@ -13,7 +13,7 @@ from typing import Final
 import click
 import msgspec
 
-from weightd.cli.checks import Check, host_checks
+from weightd.cli.checks import Check, host_checks, proxy
 from weightd.cli.checks_daemon import daemon_checks
 from weightd.cli.progress import emit
 from weightd.core.errors import ConfigError, Precondition
@@ -51,12 +51,14 @@ def command(socket: str | None, config: Path | None, state_dir: Path | None, as_
 
 def _all(socket: str | None, config: Path | None, state_dir: Path | None) -> Iterator[Check]:
     from weightd.daemon.config import default_state_dir, load_config
+    from weightd.sources.proxies import environment_proxies
 
     uid = os.geteuid()
     try:
         loaded = load_config(config, env=os.environ, uid=uid)
         yield Check("configuration", "ok", str(loaded.file or "none: the defaults hold"))
         place, listens = loaded.state_dir, str(loaded.socket) if loaded.file else None
+        yield proxy(environment_proxies(loaded.http.proxy, loaded.http.no_proxy))
     except ConfigError as e:
         yield Check("configuration", "failed", e.message, e.remedy)
         place, listens = default_state_dir(os.environ, uid), None

@@ -17,6 +17,7 @@ from weightd.core.parts import ALIGN
 from weightd.core.paths import default_socket
 from weightd.daemon.sizes import BudgetSpec, parse_budget, parse_period, parse_size
 from weightd.daemon.toml import line_of
+from weightd.sources.proxies import Proxy, parse_proxy
 
 T = TypeVar("T")
 
@@ -65,6 +66,8 @@ class HttpSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     connections_per_host: int = 16
     connect_timeout_s: float = 10.0
     ca_file: str = ""
+    proxy: str = ""
+    no_proxy: str = ""
 
 
 class VerifySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -82,11 +85,14 @@ class VerifyConfig(msgspec.Struct, frozen=True):
 
 
 class HttpConfig(msgspec.Struct, frozen=True):
-    """`connections_per_host`: requests under way at one origin, at most. `ca_file`: PEM, None for the system's."""
+    """`connections_per_host`: requests under way at one origin, at most. `ca_file`: PEM, None for the system's.
+    `proxy` None and `no_proxy` "" leave it to the environment."""
 
     connections_per_host: int
     connect_timeout_s: float
     ca_file: Path | None
+    proxy: Proxy | None
+    no_proxy: str
 
 
 class FetchConfig(msgspec.Struct, frozen=True):
@@ -314,6 +320,8 @@ def _http(reader: _Reader, data: dict[str, Any], base: Path) -> HttpConfig:
         connections_per_host=int(value("connections_per_host", 1, 1024)),
         connect_timeout_s=value("connect_timeout_s", 0.1, 600.0),
         ca_file=_path(section.ca_file, base),
+        proxy=reader.value(("http", "proxy"), parse_proxy, section.proxy) if section.proxy else None,
+        no_proxy=section.no_proxy,
     )
 
 

@@ -7,6 +7,7 @@ from weightd.engine.patrol import PatrolOptions
 from weightd.engine.throttle import Throttle
 from weightd.engine.transfer import TransferOptions
 from weightd.sources.connection import HttpOptions
+from weightd.sources.proxies import environment_proxies
 from weightd.sources.registry import SourceOptions, Sources
 
 
@@ -17,6 +18,7 @@ def make_sources(config: Config) -> Sources:
         read_timeout=config.fetch.stall_timeout_s,
         connections_per_host=config.http.connections_per_host,
         ca_file=str(config.http.ca_file or ""),
+        proxies=environment_proxies(config.http.proxy, config.http.no_proxy),
     )
     return Sources(SourceOptions(http=http, processes=config.fetch.processes, models=config.models))
 

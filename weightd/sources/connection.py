@@ -14,14 +14,20 @@ from collections.abc import Mapping
 import msgspec
 
 from weightd.core.backoff import BASE_S
-from weightd.core.errors import ConfigError
+from weightd.core.errors import ConfigError, WeightdError
+from weightd.core.refs import redact
 from weightd.sources import net
 from weightd.sources.answers import Answer
 from weightd.sources.dial import Addresses, Dialler, Live, Place
 from weightd.sources.gates import Gates
+from weightd.sources.proxies import Proxies, Proxy
 from weightd.sources.routes import Routes
 from weightd.sources.shared import SharedGates, SharedRoutes
-from weightd.sources.urls import Origin, Target
+from weightd.sources.tunnel import open_tunnel
+from weightd.sources.urls import Origin, Target, target
+from weightd.version import __version__
+
+USER_AGENT = f"weightd/{__version__}"
 
 IDLE_SECONDS = 10.0
 """Idle connections older than this are not reused; servers close theirs after 15 s (Apache: 5 s) and more."""
@@ -30,7 +36,7 @@ IDLE_SECONDS = 10.0
 class HttpOptions(msgspec.Struct, frozen=True):
     """Times in seconds. `ca_file` is a PEM file of authorities trusted instead of the system's. No more than
     `connections_per_host` requests are under way at one origin. A question is asked up to `attempts` times, with pauses
-    that begin at up to `pause` and double."""
+    that begin at up to `pause` and double. `proxies`: by default none, whatever the environment says."""
 
     connect_timeout: float = 10.0
     read_timeout: float = 30.0
@@ -38,45 +44,51 @@ class HttpOptions(msgspec.Struct, frozen=True):
     attempts: int = 4
     pause: float = BASE_S
     ca_file: str = ""
+    proxies: Proxies = Proxies()
 
 
 class Connection(http.client.HTTPConnection):
-    """One connection to one origin. Used by one thread, except for `abort`."""
+    """One connection to one origin, perhaps through a proxy. Used by one thread, except for `abort`."""
 
     response_class = Answer
 
     def __init__(
-        self, origin: Origin, options: HttpOptions, context: ssl.SSLContext | None, addresses: Addresses
+        self,
+        origin: Origin,
+        options: HttpOptions,
+        context: ssl.SSLContext | None,
+        addresses: Addresses,
+        proxy: Proxy | None = None,
     ) -> None:
         super().__init__(origin.host, origin.port)
         self.origin = origin
+        self.proxy = proxy
         self.idle_since = 0.0
         self._options = options
         self._context = context
         self._addresses = addresses
-        self._place = Place(origin.host, origin.port)
+        self._place = Place(proxy.host, proxy.port) if proxy else Place(origin.host, origin.port)
         self._address = ""
         self._asking = False
         self._live = Live()
 
     def connect(self) -> None:
-        """Open the socket. Raises SourceUnavailable."""
-        host, port = self._place
+        """Open the socket. Raises SourceUnavailable; through a proxy, AccessDenied too."""
         self._give()
         try:
-            self.sock = self._open_any()
+            self.sock = self._through(self.proxy) if self.proxy else self._open_any()
         except OSError as e:
-            raise net.of_connect(e, host, port, self._options.connect_timeout) from None
+            raise net.of_connect(e, self.origin.host, self.origin.port, self._options.connect_timeout) from None
         except UnicodeError:
-            raise net.unresolved(host) from None
+            raise net.unresolved(self._place.host) from None
 
     def _open_any(self) -> socket.socket:
         """To the address that is least used, or the next where that fails."""
-        dialler = Dialler(self._place, self._addresses, self._live, self._options.connect_timeout)
+        dialler = self._dialler()
         while True:
             dialled = dialler.dial()
             try:
-                sock = self._open(dialled.sock)
+                sock = self._secure(dialled.sock)
             except OSError as e:
                 dialler.spoil(dialled, e)
                 if self._live.aborted:
@@ -85,8 +97,27 @@ class Connection(http.client.HTTPConnection):
                 self._address = dialled.address
                 return sock
 
-    def _open(self, sock: socket.socket) -> socket.socket:
-        """What follows the TCP connection. Closes `sock` when that fails."""
+    def _through(self, proxy: Proxy) -> socket.socket:
+        try:
+            dialled = self._dialler().dial()
+        except OSError as e:
+            raise net.of_proxy_connect(e, proxy.name, self._options.connect_timeout) from None
+        sock, self._address = dialled
+        try:
+            if self._context is not None:
+                sock.settimeout(self._options.connect_timeout)
+                open_tunnel(sock, self.origin, proxy, USER_AGENT)
+        except WeightdError:
+            self.blame()
+            sock.close()
+            raise
+        return self._secure(sock)
+
+    def _dialler(self) -> Dialler:
+        return Dialler(self._place, self._addresses, self._live, self._options.connect_timeout)
+
+    def _secure(self, sock: socket.socket) -> socket.socket:
+        """With TLS, where that is wanted. Closes `sock` when that fails."""
         try:
             sock.settimeout(self._options.connect_timeout)
             if self._context is not None:
@@ -100,9 +131,13 @@ class Connection(http.client.HTTPConnection):
         return sock
 
     def ask(self, target: Target, headers: Mapping[str, str]) -> http.client.HTTPResponse:
-        """Send a GET and read the answer's head. Raises OSError and HTTPException as http.client does."""
-        self.putrequest("GET", target.path, skip_host=True, skip_accept_encoding=True)
+        """Send a GET and read the answer's head. Raises OSError and HTTPException as http.client does, and what
+        `connect` raises."""
+        plain = self.proxy if self._context is None else None  # A proxy that reads the request.
+        self.putrequest("GET", target.url if plain else target.path, skip_host=True, skip_accept_encoding=True)
         self.putheader("Host", target.origin.header)
+        if plain and plain.authorization:
+            self.putheader("Proxy-Authorization", plain.authorization)
         if target.authorization:
             self.putheader("Authorization", target.authorization)
         for name, value in headers.items():
@@ -179,7 +214,12 @@ class ConnectionPool:
     def fresh(self, origin: Origin) -> Connection:
         """A connection that was never used."""
         context = self.context() if origin.scheme == "https" else None
-        return Connection(origin, self.options, context, self._addresses)
+        return Connection(origin, self.options, context, self._addresses, self.options.proxies.of(origin))
+
+    def shown(self, url: str) -> str:
+        """An encoded URL for people: where a request for it goes, without credentials."""
+        proxy = self.options.proxies.of(target(url).origin)
+        return redact(url) + (net.through(proxy.name) if proxy else "")
 
     def give(self, connection: Connection) -> None:
         """Back for reuse, if it can be."""

@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import importlib
 import random
+import socket
 import ssl
 import time
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import parse_qsl, urlsplit
 
 from weightd.core.backoff import full_jitter
@@ -25,10 +26,11 @@ from weightd.core.refs import Ref, redact
 from weightd.core.stated import Stated, is_of, stated, worth_asking
 from weightd.sources import net, urls
 from weightd.sources import safetensors_repo as repo
-from weightd.sources.connection import ConnectionPool, HttpOptions
-from weightd.sources.http_reader import USER_AGENT, HttpReader
+from weightd.sources.connection import USER_AGENT, ConnectionPool, HttpOptions
+from weightd.sources.http_reader import HttpReader
 from weightd.sources.processes import Processes
 from weightd.sources.protocols import Reader, Shared
+from weightd.sources.proxies import Proxy
 
 if TYPE_CHECKING:
     import aiohttp
@@ -190,7 +192,7 @@ class HttpSource:
             status, headers = await self._get(trail.url, extra, method)
             location = headers.get("location")
             if status not in urls.REDIRECTS or location is None:
-                return _Answer(status, headers, trail.kept, redact(trail.url), trail.url)
+                return _Answer(status, headers, trail.kept, self._pool.shown(trail.url), trail.url)
             trail.follow(status, location)
 
     async def _get(self, url: str, extra: dict[str, str], method: str) -> tuple[int, dict[str, str]]:
@@ -198,14 +200,22 @@ class HttpSource:
         import aiohttp
         from yarl import URL
 
-        to, where = urls.target(url), redact(url)
+        to, where = urls.target(url), self._pool.shown(url)
+        proxy = self._options.proxies.of(to.origin)
         headers = _ASK | extra | ({"Authorization": to.authorization} if to.authorization else {})
+        if proxy is not None and to.origin.scheme == "http":
+            headers |= _authorization(proxy)
         try:
             tls = await asyncio.to_thread(self._pool.context) if to.origin.scheme == "https" else True
             # A head that comes byte by byte, or interim answers without end, are no silence.
-            limit = self._options.connect_timeout + 2 * self._options.read_timeout
+            limit = 2 * self._options.connect_timeout + 2 * self._options.read_timeout
             ask = self._open_session().request(
-                method, URL(to.url, encoded=True), headers=headers, allow_redirects=False, ssl=tls
+                method,
+                URL(to.url, encoded=True),
+                headers=headers,
+                allow_redirects=False,
+                ssl=tls,
+                **self._proxied(proxy),
             )
             async with asyncio.timeout(limit), ask as answer:
                 length = answer.headers.get("Content-Length", "")
@@ -214,9 +224,51 @@ class HttpSource:
                 found = single((k.decode("latin-1"), v.decode("latin-1")) for k, v in answer.raw_headers)
                 if answer.status in THROTTLED:
                     self._pool.gates.of(to.origin).throttled(asked_to_wait(found, time.time()))
+                if answer.status == 407 and proxy is not None:
+                    raise net.proxy_denied(proxy.name)
                 return answer.status, found
         except (aiohttp.ClientError, OSError, ValueError) as e:
+            if proxy is not None and (fault := self._proxy_fault(e, proxy, to.origin)):
+                raise fault from None
             raise self._translated(e, to.origin, where) from None
+
+    def _proxied(self, proxy: Proxy | None) -> dict[str, Any]:
+        """Arguments of aiohttp's requests."""
+        if proxy is None:
+            return {}
+        import aiohttp
+        from yarl import URL
+
+        options = self._options
+        return {
+            "proxy": URL.build(scheme="http", host=proxy.host, port=proxy.port),
+            "proxy_headers": _authorization(proxy),  # Sent with CONNECT only.
+            # `sock_connect` ends before the proxy is asked for a tunnel, and `sock_read` begins after it.
+            "timeout": aiohttp.ClientTimeout(
+                total=None,
+                connect=2 * options.connect_timeout,
+                sock_connect=options.connect_timeout,
+                sock_read=options.read_timeout,
+            ),
+        }
+
+    def _proxy_fault(self, e: Exception, proxy: Proxy, origin: urls.Origin) -> Exception | None:
+        """None for a fault that may as well be the origin's; then its text says through which proxy."""
+        import aiohttp
+
+        timeout = self._options.connect_timeout
+        match e:
+            case aiohttp.ClientHttpProxyError():
+                error = net.tunnel_refused(e.status, proxy.name, origin.header)
+                return _BrokeOff(error) if is_transient(e.status) else error
+            case aiohttp.ConnectionTimeoutError():
+                return net.of_proxy_connect(TimeoutError(), proxy.name, timeout)
+            case aiohttp.ClientConnectorDNSError() | UnicodeError():
+                return net.of_proxy_connect(socket.gaierror(), proxy.name, timeout)
+            case aiohttp.ClientProxyConnectionError():
+                return net.of_proxy_connect(e.os_error, proxy.name, timeout)
+            case _:
+                return None
 
     def _translated(self, e: Exception, origin: urls.Origin, where: str) -> Exception:
         import aiohttp
@@ -290,6 +342,10 @@ def _signed(url: str) -> bool:
     """By its query (AWS Signature 4 and 2, Google Cloud Storage V4 and V2): good for one method, and for no headers
     that it does not name."""
     return any(n.lower().endswith("signature") for n, _ in parse_qsl(urlsplit(url).query))
+
+
+def _authorization(proxy: Proxy) -> dict[str, str]:
+    return {"Proxy-Authorization": proxy.authorization} if proxy.authorization else {}
 
 
 def _ssl(e: BaseException) -> OSError:

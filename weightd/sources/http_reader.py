@@ -20,13 +20,11 @@ from weightd.core.ranges import (
 )
 from weightd.core.refs import redact
 from weightd.sources import net
-from weightd.sources.connection import Connection, ConnectionPool
+from weightd.sources.connection import USER_AGENT, Connection, ConnectionPool
 from weightd.sources.routes import Route
 from weightd.sources.shared import SharedGate
 from weightd.sources.urls import REDIRECTS, Origin, Trail, target
-from weightd.version import __version__
 
-USER_AGENT = f"weightd/{__version__}"
 _SMALL_BODY = 64 << 10
 """A redirect's body of up to this many bytes is read, to keep its connection; a larger one is cut off."""
 _STALE = (401, 403, 404, 410)
@@ -127,7 +125,7 @@ class HttpReader:
         """The answer that is no redirect, and its address."""
         trail, entered = Trail(route.address), not route.asks
         while True:
-            self._where = redact(trail.url)
+            self._where = self._pool.shown(trail.url)
             response, entered = self._ask(trail.url, headers, entered), False
             if response.status not in REDIRECTS:
                 return response, trail.url
@@ -156,6 +154,8 @@ class HttpReader:
             if self._aborted:
                 raise net.aborted(self._where) from None
             raise
+        if self._response.status == 407 and connection.proxy is not None:
+            raise net.proxy_denied(connection.proxy.name)
         return self._response
 
     def _enter(self, gate: SharedGate) -> None:

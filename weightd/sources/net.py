@@ -7,9 +7,11 @@ import os
 import socket
 import ssl
 
-from weightd.core.errors import SourceUnavailable, WeightdError
+from weightd.core.errors import AccessDenied, SourceUnavailable, WeightdError
+from weightd.core.ranges import is_transient
 
 LATER = "Try again later."
+PROXY = "Check http.proxy in the configuration, or HTTPS_PROXY, HTTP_PROXY and NO_PROXY in the environment."
 
 
 class Crawling(TimeoutError):
@@ -39,7 +41,7 @@ def tls_failed(host: str, reason: str) -> WeightdError:
     """A certificate that does not hold, or no TLS at all."""
     return SourceUnavailable(
         f"no secure connection to {host}: {reason}",
-        remedy="Check the certificate; a private authority is trusted through SSL_CERT_FILE.",
+        remedy="Check the certificate; a private authority is trusted through http.ca_file or SSL_CERT_FILE.",
     )
 
 
@@ -102,3 +104,48 @@ def of_connect(e: OSError, host: str, port: int, timeout: float) -> WeightdError
     if isinstance(e, ssl.SSLError):
         return tls_failed(host, ssl_reason(e))
     return refused(host, port, os.strerror(e.errno) if e.errno else type(e).__name__)
+
+
+def through(proxy: str) -> str:
+    """What follows an address that is reached by `proxy`, which here and below is its name."""
+    return f" through the proxy {proxy}"
+
+
+def of_proxy_connect(e: OSError, proxy: str, timeout: float) -> WeightdError:
+    """No connection to the proxy itself."""
+    if isinstance(e, socket.gaierror):
+        reason = "its name cannot be resolved"
+    elif isinstance(e, TimeoutError):
+        reason = f"nothing answered within {timeout:g} s"
+    else:
+        reason = os.strerror(e.errno) if e.errno else type(e).__name__
+    return SourceUnavailable(f"no connection to the proxy {proxy}: {reason}", remedy=PROXY)
+
+
+def of_tunnel(e: OSError | http.client.HTTPException, proxy: str, to: str, timeout: float) -> WeightdError:
+    """The proxy gave no answer, or none that is HTTP, when it was asked for a connection."""
+    if isinstance(e, TimeoutError):
+        reason = f"gave no answer within {timeout:g} s"
+    elif isinstance(e, OSError):
+        reason = "broke off the connection"
+    else:
+        reason = "sent no valid HTTP answer"
+    return SourceUnavailable(f"the proxy {proxy}, asked for {to}, {reason}", remedy=PROXY)
+
+
+def tunnel_refused(status: int, proxy: str, to: str) -> WeightdError:
+    """What it answered to CONNECT, other than 2xx."""
+    if status == 407:
+        return proxy_denied(proxy)
+    text = f"the proxy {proxy}, asked for {to}, answered {status}"
+    if status in (401, 403, 451):
+        return AccessDenied(f"{text}: it refuses this origin", remedy=f"Have it allowed there. {PROXY}")
+    return SourceUnavailable(text, remedy=LATER if is_transient(status) else PROXY)
+
+
+def proxy_denied(proxy: str) -> WeightdError:
+    """407."""
+    return AccessDenied(
+        f"the proxy {proxy} answered 407: it refuses the user and password, or wants some",
+        remedy=f"Give those of the proxy {proxy}: http://user:password@host:port in http.proxy or HTTPS_PROXY.",
+    )
