@@ -135,3 +135,28 @@ async def test_a_useless_ca_file(tmp_path: Path, text: bytes | None) -> None:
     with pytest.raises(ConfigError, match="ca_file"):
         await source.resolve(parse_ref("https://127.0.0.1:9/f.bin"))
     await source.close()
+
+
+async def test_authorities_of_the_environment(
+    secure: Origin, certificate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SSL_CERT_FILE is OpenSSL's own; what belongs to other programs is not read; the configuration goes first."""
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
+    monkeypatch.setenv("CURL_CA_BUNDLE", str(certificate))
+    source = HttpSource()
+    with pytest.raises(SourceUnavailable, match=r"self.signed") as caught:
+        await pin(source, secure)
+    assert "http.ca_file or SSL_CERT_FILE" in caught.value.remedy
+    await source.close()
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    source = HttpSource()
+    assert read_and_close(source.reader(await pin(source, secure))) == DATA
+    await source.close()
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none.pem"))
+    source = HttpSource(HttpOptions(ca_file=str(certificate)))
+    await pin(source, secure)
+    await source.close()
+    source = HttpSource()
+    with pytest.raises(ConfigError, match=r"SSL_CERT_FILE .*none\.pem' cannot be used: No such file"):
+        await pin(source, secure)
+    await source.close()

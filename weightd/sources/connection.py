@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import os
 import select
 import socket
 import ssl
@@ -10,6 +11,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Mapping
+from pathlib import Path
 
 import msgspec
 
@@ -233,16 +235,10 @@ class ConnectionPool:
         connection.close()
 
     def context(self) -> ssl.SSLContext:
-        """Made once: loading the authorities takes tens of milliseconds."""
+        """Made once: loading the authorities takes tens of milliseconds. Raises ConfigError."""
         with self._lock:
             if self._context is None:
-                try:
-                    self._context = ssl.create_default_context(cafile=self.options.ca_file or None)
-                except OSError as e:
-                    raise ConfigError(
-                        f"http.ca_file {self.options.ca_file!r} cannot be used: {e.strerror or type(e).__name__}",
-                        remedy="Give a PEM file of trusted authorities.",
-                    ) from None
+                self._context = _context(self.options.ca_file)
             return self._context
 
     def close(self) -> None:
@@ -258,3 +254,17 @@ class ConnectionPool:
         with self._lock:
             several = self._idle.get(origin)
             return several.pop() if several else None
+
+
+def _context(ca_file: str) -> ssl.SSLContext:
+    named, file = ("http.ca_file", ca_file) if ca_file else ("SSL_CERT_FILE", os.environ.get("SSL_CERT_FILE", ""))
+    try:
+        if file:
+            # OpenSSL is silent about a file of the environment that it cannot read, and then trusts nobody.
+            Path(file).open("rb").close()
+        return ssl.create_default_context(cafile=ca_file or None)
+    except OSError as e:
+        raise ConfigError(
+            f"{named} {file!r} cannot be used: {e.strerror or type(e).__name__}",
+            remedy="Give a PEM file of trusted authorities.",
+        ) from None
