@@ -36,11 +36,13 @@ class _Server(ThreadingHTTPServer):
 
 
 class Place:
-    """One of the two. `log`: the targets of all requests. `status`: answered to all in place of what is due."""
+    """One of the two. `log`: the targets of all requests. `status`, with `headers`: answered to all in place of what is
+    due."""
 
     def __init__(self) -> None:
         self.log: list[str] = []
         self.status: int | None = None
+        self.headers: dict[str, str] = {}
         self.lock = threading.Lock()
         self._server = _Server(("127.0.0.1", 0), _Handler)
         self._server.owner = self
@@ -136,7 +138,7 @@ class _Handler(BaseHTTPRequestHandler):
         with owner.lock:
             owner.log.append(self.path)
         if owner.status is not None:
-            self.send(owner.status, {}, b"in trouble")
+            self.send(owner.status, owner.headers, b"in trouble")
         else:
             owner.answer(self)
 

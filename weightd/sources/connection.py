@@ -89,15 +89,14 @@ class Connection(http.client.HTTPConnection):
         dialler = self._dialler()
         while True:
             dialled = dialler.dial()
+            self._address = dialled.address
             try:
-                sock = self._secure(dialled.sock)
+                return self._secure(dialled.sock)
             except OSError as e:
+                self._address = ""
                 dialler.spoil(dialled, e)
                 if self._live.aborted:
                     raise
-            else:
-                self._address = dialled.address
-                return sock
 
     def _through(self, proxy: Proxy) -> socket.socket:
         try:

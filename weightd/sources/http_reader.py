@@ -115,10 +115,7 @@ class HttpReader:
             judge_body(wanted, response.status, headers, self._where)
         except SourceUnavailable as e:
             if response.status in THROTTLED:
-                wait = asked_to_wait(headers, time.time())
-                e.retry_after = wait or None
-                if self._gate is not None:
-                    self._gate.throttled(wait)
+                e.retry_after = asked_to_wait(headers, time.time()) or None
             raise
 
     def _follow(self, route: Route, headers: Mapping[str, str]) -> tuple[http.client.HTTPResponse, str]:
@@ -156,6 +153,8 @@ class HttpReader:
             raise
         if self._response.status == 407 and connection.proxy is not None:
             raise net.proxy_denied(connection.proxy.name)
+        if self._response.status in THROTTLED and self._gate is not None:
+            self._gate.throttled(asked_to_wait(_lower(self._response), time.time()))
         return self._response
 
     def _enter(self, gate: SharedGate) -> None:
