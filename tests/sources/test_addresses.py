@@ -65,7 +65,7 @@ def readers(pool: ConnectionPool, file: FileSpec, count: int) -> list[HttpReader
 
 
 def used(pool: ConnectionPool, port: int) -> dict[str, int]:
-    return pool._addresses._spreads[Place(HOST, port)]._used
+    return pool.addresses._spreads[Place(HOST, port)]._used
 
 
 def test_connections_are_spread(names: Names, pool: ConnectionPool) -> None:
@@ -120,7 +120,7 @@ def test_a_black_hole_among_them(names: Names, pool: ConnectionPool) -> None:
         names[HOST].insert(0, "127.0.0.1")
         open_ones = readers(pool, spec(origins[0]), 6)
         assert [origin.connections for origin in origins] == [3, 3]
-        assert "127.0.0.1" in pool._addresses._spreads[Place(HOST, origins[0].port)]._bad_until
+        assert "127.0.0.1" in pool.addresses._spreads[Place(HOST, origins[0].port)]._bad_until
         for reader in open_ones:
             reader.close()
         assert used(pool, origins[0].port) == {}

@@ -10,12 +10,16 @@ import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from tests.sources.conftest import DATA
 from tests.support.origin import Fault, Origin
+from tests.support.proxy import Proxy as RealProxy
+from tests.support.signed import Edge, Resolver
 from weightd.core.errors import (
     SizeMismatch,
     SourceChanged,
@@ -24,12 +28,15 @@ from weightd.core.errors import (
     SourceUnavailable,
     WeightdError,
 )
-from weightd.core.manifest import FileSpec
+from weightd.core.manifest import FileSpec, Validator
 from weightd.core.refs import parse_ref
-from weightd.sources import processes
-from weightd.sources.connection import HttpOptions
+from weightd.sources import process_reader
+from weightd.sources.connection import ConnectionPool, HttpOptions
+from weightd.sources.dial import Addresses, Place
 from weightd.sources.http import HttpSource
-from weightd.sources.processes import ProcessReader
+from weightd.sources.process_reader import ProcessReader
+from weightd.sources.processes import Processes
+from weightd.sources.proxies import Proxies, parse_proxy
 from weightd.storage.shared import Slabs
 
 SIZE = len(DATA)
@@ -305,7 +312,7 @@ async def test_a_process_that_dies(origin: Origin, source: HttpSource, slabs: Sl
 async def test_a_process_that_hangs_is_killed_when_its_reader_is_aborted(
     origin: Origin, source: HttpSource, slabs: Slabs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(processes, "ANSWER_S", 0.5)
+    monkeypatch.setattr(process_reader, "ANSWER_S", 0.5)
     reader = make(source, await pin(source, origin), slabs)
     reader.start(0, SIZE)
     (pid,) = pids(source)
@@ -389,3 +396,66 @@ async def test_no_secret_is_in_its_title_or_environment(origin: Origin, source: 
     (pid,) = pids(source)
     assert b"hunter2" not in told_of(pid)
     reader.close()
+
+
+def test_signed_addresses_are_asked_for_once_for_all_processes() -> None:
+    data = os.urandom(64 * 8192)
+    with Edge(data) as edge, Resolver(edge) as resolver, closing(Slabs(1, SLAB)) as slabs:
+        edge.expire_after = [16, 48]
+        file = FileSpec("f.bin", len(data), resolver.url("f.bin"), validator=Validator(edge.etag))
+        pool = ConnectionPool(HttpOptions(connect_timeout=5, read_timeout=5))
+        owner, todo = Processes(2, pool), list(range(64))
+        started = threading.Barrier(4)
+
+        def work() -> None:
+            reader = ProcessReader(file, slabs.shared, owner)
+            started.wait(10)
+            while todo:
+                at = todo.pop() * 8192
+                with slabs.views[0][at : at + 8192] as view:
+                    reader.start(at, 8192)
+                    done = 0
+                    while done < 8192:
+                        with view[done:] as rest:
+                            done += reader.readinto(rest)
+                    reader.finish()
+            reader.close()
+
+        with ThreadPoolExecutor(4) as threads:
+            for future in [threads.submit(work) for _ in range(4)]:
+                future.result()
+        assert len(owner.pids()) == 2
+        owner.close()
+        pool.close()
+        assert slabs.views[0][: len(data)] == data
+        assert len(resolver.log) == 3, "at first, and after each expiry"
+
+
+async def test_addresses_count_for_all_processes(origin: Origin, source: HttpSource, slabs: Slabs) -> None:
+    file = await pin(source, origin)
+    place, known = Place("127.0.0.1", origin.port), source._pool.addresses
+    readers = [make(source, file, slabs) for _ in range(3)]
+    for reader in readers:
+        reader.start(0, SIZE)
+    assert isinstance(known, Addresses)
+    assert known._spreads[place]._used == {"127.0.0.1": 3}
+    for pid in pids(source):
+        os.kill(pid, signal.SIGKILL)
+    for reader in readers:
+        with pytest.raises(SourceUnavailable), slabs.views[0][:SIZE] as view:
+            reader.readinto(view)
+        reader.close()
+    assert known._spreads[place]._used == {}, "the addresses of connections that died with their process"
+
+
+async def test_through_a_proxy(origin: Origin, slabs: Slabs) -> None:
+    """Its credentials go to the process in a message, as all options do."""
+    with RealProxy(basic="user:hunter2") as proxy:
+        proxies = Proxies(parse_proxy(proxy.url("user:hunter2")))
+        source = HttpSource(HttpOptions(proxies=proxies), processes=1)
+        reader = make(source, await pin(source, origin), slabs)
+        before = len(proxy.log)
+        assert read(reader, slabs.views[0]) == DATA
+        assert len(proxy.log) == before + 1
+        reader.close()
+        await source.close()

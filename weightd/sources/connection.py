@@ -20,7 +20,7 @@ from weightd.core.errors import ConfigError, WeightdError
 from weightd.core.refs import redact
 from weightd.sources import net
 from weightd.sources.answers import Answer
-from weightd.sources.dial import Addresses, Dialler, Live, Place
+from weightd.sources.dial import Addresses, Dialler, Live, Place, SharedAddresses
 from weightd.sources.gates import Gates
 from weightd.sources.proxies import Proxies, Proxy
 from weightd.sources.routes import Routes
@@ -59,7 +59,7 @@ class Connection(http.client.HTTPConnection):
         origin: Origin,
         options: HttpOptions,
         context: ssl.SSLContext | None,
-        addresses: Addresses,
+        addresses: SharedAddresses,
         proxy: Proxy | None = None,
     ) -> None:
         super().__init__(origin.host, origin.port)
@@ -188,18 +188,23 @@ class Connection(http.client.HTTPConnection):
 class ConnectionPool:
     """Idle connections by origin. Thread-safe; opens no more than it is asked for, keeps `connections_per_host`.
 
-    `gates` and `routes` are those of all pools that load the same origins together; by default its own.
+    `gates`, `routes` and `addresses` are those of all pools that load the same origins together; by default its
+    own.
     """
 
     def __init__(
-        self, options: HttpOptions, gates: SharedGates | None = None, routes: SharedRoutes | None = None
+        self,
+        options: HttpOptions,
+        gates: SharedGates | None = None,
+        routes: SharedRoutes | None = None,
+        addresses: SharedAddresses | None = None,
     ) -> None:
         self.options = options
         self._lock = threading.Lock()
         self._idle: dict[Origin, list[Connection]] = defaultdict(list)
         self._context: ssl.SSLContext | None = None
         self._closed = False
-        self._addresses = Addresses()
+        self.addresses: SharedAddresses = addresses or Addresses()
         self.gates: SharedGates = gates or Gates(options.connections_per_host)
         # Whoever asks has its answer, or a fault, after these two; then the next one asks.
         self.routes: SharedRoutes = routes or Routes(options.connect_timeout + options.read_timeout)
@@ -215,7 +220,7 @@ class ConnectionPool:
     def fresh(self, origin: Origin) -> Connection:
         """A connection that was never used."""
         context = self.context() if origin.scheme == "https" else None
-        return Connection(origin, self.options, context, self._addresses, self.options.proxies.of(origin))
+        return Connection(origin, self.options, context, self.addresses, self.options.proxies.of(origin))
 
     def shown(self, url: str) -> str:
         """An encoded URL for people: where a request for it goes, without credentials."""

@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Collection, Sequence
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 from weightd.core.spread import Spread
 
@@ -22,6 +22,16 @@ class Place(NamedTuple):
 
     host: str
     port: int
+
+
+class SharedAddresses(Protocol):
+    """`Addresses`, wherever they are; see `weightd.sources.shared`."""
+
+    def known(self, place: Place, addresses: Sequence[str]) -> None: ...
+    def take(self, place: Place, tried: Collection[str]) -> str | None: ...
+    def give(self, place: Place, address: str) -> None: ...
+    def failed(self, place: Place, address: str) -> None: ...
+    def avoided(self, place: Place, address: str) -> bool: ...
 
 
 class Live:
@@ -92,7 +102,7 @@ class _Try(NamedTuple):
 class Dialler:
     """One connection to be made, by one thread. `timeout` in seconds, for all addresses together."""
 
-    def __init__(self, place: Place, addresses: Addresses, live: Live, timeout: float) -> None:
+    def __init__(self, place: Place, addresses: SharedAddresses, live: Live, timeout: float) -> None:
         self._place, self._addresses, self._live, self._timeout = place, addresses, live, timeout
         self._tried: list[str] = []
         self._running: list[_Try] = []

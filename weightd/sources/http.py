@@ -28,6 +28,7 @@ from weightd.sources import net, urls
 from weightd.sources import safetensors_repo as repo
 from weightd.sources.connection import USER_AGENT, ConnectionPool, HttpOptions
 from weightd.sources.http_reader import HttpReader
+from weightd.sources.process_reader import ProcessReader
 from weightd.sources.processes import Processes
 from weightd.sources.protocols import Reader, Shared
 from weightd.sources.proxies import Proxy
@@ -128,7 +129,7 @@ class HttpSource:
 
     def reader(self, file: FileSpec, memory: Shared | None = None) -> Reader:
         if memory is not None and self._processes is not None:
-            return self._processes.reader(file, memory)
+            return ProcessReader(file, memory, self._processes)
         return HttpReader(file, self._pool)
 
     async def close(self) -> None:

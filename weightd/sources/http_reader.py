@@ -44,7 +44,7 @@ class HttpReader:
         self._connection: Connection | None = None
         self._response: http.client.HTTPResponse | None = None
         self._length = self._left = 0
-        self._aborted = False
+        self._aborted = self._late = False
         self._gate: SharedGate | None = None
 
     def start(self, offset: int, length: int) -> None:
@@ -154,7 +154,7 @@ class HttpReader:
         if self._response.status == 407 and connection.proxy is not None:
             raise net.proxy_denied(connection.proxy.name)
         if self._response.status in THROTTLED and self._gate is not None:
-            self._gate.throttled(asked_to_wait(_lower(self._response), time.time()))
+            self._gate.throttled(asked_to_wait(single(self._response.getheaders()), time.time()))
         return self._response
 
     def _enter(self, gate: SharedGate) -> None:
@@ -243,8 +243,7 @@ class HttpReader:
     def abort(self) -> None:
         self._aborted = True
         if (connection := self._connection) is not None:
-            if self._gate is not None:  # In the middle of something that took too long.
-                connection.blame()
+            self._late = self._gate is not None  # In the middle of something that took too long.
             connection.abort()
         if (gate := self._gate) is not None:
             gate.wake()
@@ -262,6 +261,8 @@ class HttpReader:
         if self._response is not None:
             self._response.close()
             self._response = None
+        if self._late:
+            connection.blame()
         if clean:
             self._pool.give(connection)
         else:

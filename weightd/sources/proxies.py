@@ -5,9 +5,11 @@ from __future__ import annotations
 import base64
 import ipaddress
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from urllib.parse import unquote, urlsplit
+
+import msgspec
 
 from weightd.core.errors import ConfigError
 from weightd.sources.urls import Origin
@@ -63,18 +65,17 @@ def parse_proxy(text: str) -> Proxy:
     return Proxy(host, port, unquote(parts.username or ""), unquote(parts.password or ""))
 
 
-class Proxies:
+class Proxies(msgspec.Struct, frozen=True):
     """`configured` is for all origins; without it, `others` has the addresses by scheme, as `getproxies_environment`
     gives them: "http", "https", "all". None is used for what `no_proxy` names."""
 
-    def __init__(
-        self, configured: Proxy | None = None, others: Mapping[str, str] | None = None, no_proxy: str = ""
-    ) -> None:
-        self._configured, self._others, self._no_proxy = configured, dict(others or {}), no_proxy
+    configured: Proxy | None = None
+    others: dict[str, str] = {}
+    no_proxy: str = ""
 
     def of(self, origin: Origin) -> Proxy | None:
         """For requests to `origin`. Raises ConfigError for an address in the environment that cannot be used."""
-        if bypassed(self._no_proxy, origin):
+        if bypassed(self.no_proxy, origin):
             return None
         return self._of_scheme(origin.scheme)
 
@@ -82,16 +83,16 @@ class Proxies:
         """For people: what is used for what. Raises ConfigError as `of` does."""
         for scheme in ("https", "http"):
             if (proxy := self._of_scheme(scheme)) is not None:
-                where = "http.proxy" if self._configured else f"{self._variable(scheme).upper()}_PROXY"
+                where = "http.proxy" if self.configured else f"{self._variable(scheme).upper()}_PROXY"
                 yield f"{scheme}: {proxy.name} ({where})"
-        if self._no_proxy:
-            yield f"not for {self._no_proxy}"
+        if self.no_proxy:
+            yield f"not for {self.no_proxy}"
 
     def _of_scheme(self, scheme: str) -> Proxy | None:
-        if self._configured is not None:
-            return self._configured
+        if self.configured is not None:
+            return self.configured
         variable = self._variable(scheme)
-        text = self._others.get(variable)
+        text = self.others.get(variable)
         if not text:
             return None
         try:
@@ -103,10 +104,10 @@ class Proxies:
             ) from None
 
     def _variable(self, scheme: str) -> str:
-        return scheme if self._others.get(scheme) else "all"
+        return scheme if self.others.get(scheme) else "all"
 
     def __repr__(self) -> str:
-        return f"<Proxies {self._configured or sorted(self._others)}>"
+        return f"<Proxies {self.configured or sorted(self.others)}>"
 
 
 def environment_proxies(configured: Proxy | None = None, no_proxy: str = "") -> Proxies:

@@ -1,10 +1,12 @@
-"""In a receiver process: the daemon's gates and routes, asked through the channel of the reader that needs them."""
+"""In a receiver process: what the daemon keeps for all readers, asked through the channel of the one that needs it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 
 from weightd.sources.connection import ConnectionPool, HttpOptions
+from weightd.sources.dial import Place
 from weightd.sources.messages import Ask, Channel, Plain, Told
 from weightd.sources.routes import Route
 from weightd.sources.urls import Origin
@@ -25,19 +27,19 @@ class RemoteGate:
         self._channel, self._origin = channel, origin
 
     def enter(self, aborted: Callable[[], bool]) -> bool:
-        return bool(_ask(self._channel, "enter", *self._origin).value)
+        return bool(_ask(self._channel, "gate.enter", *self._origin).value)
 
     def leave(self) -> None:
-        _ask(self._channel, "leave", *self._origin)
+        _ask(self._channel, "gate.leave", *self._origin)
 
     def delay(self) -> float:
-        return float(_ask(self._channel, "delay", *self._origin).value or 0.0)
+        return float(_ask(self._channel, "gate.delay", *self._origin).value or 0.0)
 
     def moved(self, count: int) -> None:
         """The answer to each read says it."""
 
     def throttled(self, retry_after: float) -> None:
-        _ask(self._channel, "throttled", *self._origin, retry_after)
+        _ask(self._channel, "gate.throttled", *self._origin, retry_after)
 
     def wake(self) -> None:
         """Who waits, waits in the daemon."""
@@ -60,24 +62,48 @@ class RemoteRoutes:
         self._channel = channel
 
     def take(self, url: str, aborted: Callable[[], bool]) -> Route | None:
-        return _ask(self._channel, "take").route
+        return _ask(self._channel, "route.take").route
 
     def learned(self, url: str, address: str) -> None:
-        _ask(self._channel, "learned", address)
+        _ask(self._channel, "route.learned", address)
 
     def done(self, url: str) -> None:
-        _ask(self._channel, "done")
+        _ask(self._channel, "route.done")
 
     def current(self, url: str, serial: int) -> bool:
-        return bool(_ask(self._channel, "current", serial).value)
+        return bool(_ask(self._channel, "route.current", serial).value)
 
     def refused(self, url: str, serial: int) -> bool:
-        return bool(_ask(self._channel, "refused", serial).value)
+        return bool(_ask(self._channel, "route.refused", serial).value)
 
     def wake(self) -> None:
         """Who waits, waits in the daemon."""
 
 
+class RemoteAddresses:
+    """See `weightd.sources.dial.Addresses`."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+
+    def known(self, place: Place, addresses: Sequence[str]) -> None:
+        _ask(self._channel, "address.known", *place, *addresses)
+
+    def take(self, place: Place, tried: Collection[str]) -> str | None:
+        value = _ask(self._channel, "address.take", *place, *tried).value
+        return None if value is None else str(value)
+
+    def give(self, place: Place, address: str) -> None:
+        with suppress(OSError, EOFError):  # When the channel has ended, the daemon has given it back by itself.
+            _ask(self._channel, "address.give", *place, address)
+
+    def failed(self, place: Place, address: str) -> None:
+        _ask(self._channel, "address.failed", *place, address)
+
+    def avoided(self, place: Place, address: str) -> bool:
+        return bool(_ask(self._channel, "address.avoided", *place, address).value)
+
+
 def make_pool(options: HttpOptions, channel: Channel) -> ConnectionPool:
-    """Connections of one channel, behind the daemon's gates and routes."""
-    return ConnectionPool(options, RemoteGates(channel), RemoteRoutes(channel))
+    """Connections of one channel, which share with the daemon what is known of origins."""
+    return ConnectionPool(options, RemoteGates(channel), RemoteRoutes(channel), RemoteAddresses(channel))
