@@ -210,7 +210,7 @@ class Catalog:
     async def record(self, record: BlobRecord, source_key: str) -> Blob:
         """A blob that was committed to the store is now known, and RESIDENT on NVMe. It is verified at least as far as
         bytes of its digest ever were."""
-        reached = max(record.verification, self._reached.pop(record.digest, Verification.SIZE))
+        reached = max(record.verification, self._reached.get(record.digest, Verification.SIZE))
         record = msgspec.structs.replace(record, verification=reached)
         await self._write(self._state.put_blob, record, source_key)
         if source_key:

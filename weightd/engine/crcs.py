@@ -2,7 +2,8 @@
 
 By AWS's Common Runtime, which lets other threads run meanwhile and copies nothing. On one core of an EPYC, GiB/s of a
 16 MiB part: CRC64NVME 44, CRC32C 37, CRC32 2.7; zlib's crc32 2.0, the package crc32c 16, anycrc's CRC64NVME 12 under
-the interpreter's lock; google-crc32c takes no writable memory.
+the interpreter's lock; google-crc32c takes no writable memory. Receiving a GiB over loopback into shared memory takes
+0.35 s of processor time; with CRC64NVME or CRC32C 0.03 to 0.04 s more, with CRC32 0.4 s more, with SHA-256 0.6 s more.
 """
 
 from __future__ import annotations

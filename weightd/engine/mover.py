@@ -162,7 +162,7 @@ class Mover:
     async def _commit(self, item: Item, run: _Run) -> Blob:
         if item.held is not None:
             return await self._commit_load(item, item.held)
-        found = await self.catalog.io(item.job.found) if item.job else EMPTY
+        found = await self._found(item.job)
         if not item.promise.kept_by(found):
             found = await self._mend(item, run) or found
         check_whole(found, item.promise, item.file.path)
@@ -171,6 +171,11 @@ class Mover:
             await self._seal(item, blob)
         item.committed = True
         return blob
+
+    async def _found(self, job: FileJob | None) -> Found:
+        if job is None:
+            return EMPTY
+        return job.found() if job.crc is None else await self.catalog.io(job.found)
 
     async def _mend(self, item: Item, run: _Run) -> Found | None:
         """What the file is now, if that is what it should be."""
