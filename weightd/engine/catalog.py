@@ -126,6 +126,8 @@ class Catalog:
         self._io = ThreadPoolExecutor(8, "weightd-io")
         self._db = ThreadPoolExecutor(1, "weightd-state")
         self.recording = asyncio.Lock()
+        self.dropping = asyncio.Lock()
+        """Held until what is dropped has been put where its repair finds it."""
         self._publishing = asyncio.Lock()
 
     async def io(self, call: Callable[..., T], *args: object) -> T:
@@ -242,9 +244,16 @@ class Catalog:
 
     async def drop(self, blob: Blob) -> None:
         """A blob on NVMe proved damaged: forget it. What can be proven of it is kept as an ingest, so that its
-        repair fetches only the rest. What is mapped or resident in shm is not touched."""
-        if self.blobs.get(blob.record.digest) is not blob:
-            return
+        repair fetches only the rest. What is mapped or resident in shm is not touched. Done also when the caller is
+        cancelled."""
+        await finish(asyncio.ensure_future(self._drop(blob)))
+
+    async def _drop(self, blob: Blob) -> None:
+        async with self.dropping:
+            if self.blobs.get(blob.record.digest) is blob:
+                await self._drop_now(blob)
+
+    async def _drop_now(self, blob: Blob) -> None:
         del self.blobs[blob.record.digest]
         self.seen = {k: d for k, d in self.seen.items() if d != blob.record.digest}
         self.nvme.free(footprint(blob.record.size))
@@ -256,7 +265,11 @@ class Catalog:
         self.moved(blob)
 
     async def detach(self, blob: Blob) -> None:
-        """Its segment is no longer resident; what is mapped of it stays as it is."""
+        """Its segment is no longer resident; what is mapped of it stays as it is. Done also when the caller is
+        cancelled."""
+        await finish(asyncio.ensure_future(self._detach(blob)))
+
+    async def _detach(self, blob: Blob) -> None:
         segment = blob.segment
         if segment is None or not blob.in_shm:
             return

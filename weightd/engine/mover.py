@@ -86,6 +86,8 @@ class Mover:
                 return
 
     async def _allocate(self, items: list[Item]) -> None:
+        async with self.catalog.dropping:
+            pass  # what is being put aside now is there to be resumed
         while True:
             try:
                 await self.catalog.io(_allocate, items, self.catalog, self.options.part_size)

@@ -37,11 +37,12 @@ class Preempted(Exception):
 
 @dataclass(slots=True)
 class Tally:
-    """Blobs, since the start. `given_up` could not be repaired then; they may have come back since."""
+    """Blobs, since the start. The copies on NVMe of those that were `given_up` could not be repaired then; others may
+    have come in their place."""
 
     damaged: int = 0
     repaired: int = 0
-    given_up: set[Digest] = field(default_factory=set)
+    given_up: dict[Digest, Blob] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,7 @@ class Scrubber:
             oldest=min((b.record.last_verified for b in blobs.values()), default=0.0),
             damaged=tally.damaged,
             repaired=tally.repaired,
-            lost=sum(d not in blobs for d in tally.given_up),
+            lost=sum(blobs.get(d) in (None, blob) for d, blob in tally.given_up.items()),
         )
 
     async def verify(self, models: Iterable[Model], *, quick: bool) -> AsyncGenerator[FileCheck | VerifyProgress]:
@@ -123,32 +124,37 @@ class Scrubber:
 
     async def _check(self, model: Model, path: str, blob: Blob, way: _Way) -> FileCheck:
         began = time.time()
-        here = blob.record.digest in self._catalog.blobs  # or it was lost earlier, and may be had again
-        blob = self._catalog.blobs.get(blob.record.digest, blob)
+        digest = blob.record.digest
+        here = digest in self._catalog.blobs  # or it was lost earlier, and may be had again
+        blob = self._catalog.blobs.get(digest, blob)
         nvme = await self._sound(blob, Tier.NVME, way)
         shm = await self._sound(blob, Tier.SHM, way) if blob.in_shm else None
         check = _found(model, path, blob, nvme=nvme, shm=shm)
-        if here and not (nvme and shm is not False):
-            if self._catalog.blobs.get(blob.record.digest) is not blob:
+        if not nvme or shm is False:
+            if here and self._catalog.blobs.get(digest) is not blob:
                 return msgspec.structs.replace(check, detail="replaced while it was read; verify again")
-            self._tell_damaged(model, path, blob, nvme=nvme, shm=shm)
-        if not (nvme and shm is not False):
-            check = await self._mended(model, check, blob, nvme=nvme, shm=shm)
-        if (nvme or shm) and not way.quick:
+            check = await self._mended(model, check, blob, here=here, nvme=nvme, shm=shm)
+        if not way.quick and check.nvme is not CopyState.LOST:
+            self.tally.given_up.pop(digest, None)
             await self._catalog.verified(blob, began)
         return check
 
-    async def _mended(self, model: Model, check: FileCheck, blob: Blob, *, nvme: bool, shm: bool | None) -> FileCheck:
+    async def _mended(
+        self, model: Model, check: FileCheck, blob: Blob, *, here: bool, nvme: bool, shm: bool | None
+    ) -> FileCheck:
+        """What is known as damaged from an earlier check is told and counted once."""
         where = _places(nvme=nvme, shm=shm)
-        # Not where a load has found it, which brings it anew just now.
-        known = nvme or blob.record.digest in self._catalog.blobs or blob.record.digest in self.tally.given_up
+        again = blob.record.digest in self.tally.given_up
+        if here and self.tally.given_up.get(blob.record.digest) is not blob:
+            self._tell_damaged(model, check.path, blob, nvme=nvme, shm=shm)
         try:
             await self._mend(model, blob, nvme=nvme, shm=shm)
         except WeightdError as e:
-            self.tally.given_up.add(blob.record.digest)
+            if not nvme:
+                self.tally.given_up[blob.record.digest] = blob
             return await self._given_up(check, blob, e, nvme=nvme, shm=shm)
-        self.tally.repaired += known
-        self.tally.given_up.discard(blob.record.digest)
+        # Else a load found it, and brings it anew just now.
+        self.tally.repaired += here or again
         self._tell(EventKind.REPAIRED, model, f"{check.path}: {blob.record.digest} in {where}")
         return msgspec.structs.replace(check, detail=f"was damaged in {where}")
 

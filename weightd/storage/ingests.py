@@ -15,7 +15,7 @@ import stat
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -275,7 +275,7 @@ class IngestDirectory:
         for place in self._waiting(name_of(identity)):
             if self._aside is None or place.parent == self._aside:
                 continue
-            with disk_errors(self._aside.parent):
+            with disk_errors(self._aside.parent), suppress(FileNotFoundError):  # somebody resumes it just now
                 self._aside.mkdir(mode=0o750, exist_ok=True)
                 (place / REPORT).write_bytes(report)
                 return place.rename(self._aside / place.name)
