@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from math import inf
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from weightd.core.digest import Digest
-from weightd.core.patrol import RETRY_MOST_S, RETRY_S, AtRest, next_check, retry_after
+from weightd.core.patrol import RETRY_MOST_S, RETRY_S, AtRest, next_checks, retry_after
 
 DAY = 86400.0
 WEEK = 7 * DAY
@@ -24,32 +25,31 @@ def walk(blobs: list[AtRest], period: float, now: float, until: float) -> list[t
     """When each was verified, by somebody who takes no time to do it."""
     seen = []
     held = {b.digest: b for b in blobs}
-    while True:
-        found = next_check(held.values(), period, now)
-        assert found is not None
-        chosen, at = found
-        now = max(now, at)
-        if now > until:
-            return seen
-        seen.append((now, chosen))
-        held[chosen.digest] = AtRest(chosen.digest, chosen.size, now)
+    while now <= until:
+        chosen, later = next_checks(held.values(), period, now)
+        for one in chosen:
+            seen.append((now, one))
+            held[one.digest] = AtRest(one.digest, one.size, now)
+        if not chosen:
+            assert later > now
+            now = later
+    return seen
 
 
 def test_nothing_to_do() -> None:
-    assert next_check([], WEEK, NOW) is None
+    assert next_checks([], WEEK, NOW) == ([], inf)
 
 
 def test_one_blob_is_due_a_period_after_the_last_time() -> None:
-    assert next_check([blob(1, NOW - DAY)], WEEK, NOW) == (blob(1, NOW - DAY), NOW + 6 * DAY)
+    assert next_checks([blob(1, NOW - DAY)], WEEK, NOW) == ([], NOW + 6 * DAY)
+    assert next_checks([blob(1, NOW - DAY)], WEEK, NOW + 6 * DAY)[0] == [blob(1, NOW - DAY)]
 
 
 def test_the_longest_ago_first_and_never_before_all() -> None:
     blobs = [blob(1, NOW - DAY), blob(2, NOW - 2 * DAY), blob(3, 0.0)]
     order = [b.digest for _, b in walk(blobs, WEEK, NOW, NOW + WEEK)]
     assert order[:3] == [blobs[2].digest, blobs[1].digest, blobs[0].digest]
-    found = next_check(blobs, WEEK, NOW)
-    assert found is not None
-    assert found[1] <= NOW
+    assert next_checks(blobs, WEEK, NOW)[0] == [blobs[2]]
 
 
 def test_what_came_together_is_spread_over_the_period() -> None:
@@ -73,17 +73,15 @@ def test_what_is_overdue_does_not_wait() -> None:
 
 
 def test_a_time_in_the_future_proves_nothing() -> None:
-    found = next_check([blob(1, NOW - 1), blob(2, NOW + 400 * DAY)], WEEK, NOW)
-    assert found is not None
-    assert found[0].digest == blob(2, 0).digest
-    assert found[1] <= NOW
+    assert next_checks([blob(1, NOW - 1), blob(2, NOW + 400 * DAY)], WEEK, NOW)[0] == [blob(2, NOW + 400 * DAY)]
 
 
 def test_what_failed_waits_for_its_time_and_holds_up_nobody() -> None:
     failed, well = blob(1, 0.0, retry_at=NOW + 60), blob(2, NOW - WEEK - 1)
-    assert next_check([failed, well], WEEK, NOW) == (well, NOW - 1)
-    assert next_check([failed, blob(2, NOW)], WEEK, NOW) == (failed, NOW + 60)
-    assert next_check([failed], WEEK, NOW) == (failed, NOW + 60)
+    assert next_checks([failed, well], WEEK, NOW) == ([well], NOW)
+    assert next_checks([failed, blob(2, NOW)], WEEK, NOW) == ([], NOW + 60)
+    assert next_checks([failed], WEEK, NOW) == ([], NOW + 60)
+    assert next_checks([failed, well], WEEK, NOW + 60)[0] == [well, failed]
 
 
 @given(

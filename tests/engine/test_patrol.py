@@ -8,6 +8,7 @@ import sqlite3
 import threading
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
+from math import inf
 from pathlib import Path
 
 import pytest
@@ -234,10 +235,10 @@ async def test_after_a_restart_it_goes_on_where_it_was(tmp_path: Path, monkeypat
     forget(tmp_path, DATA, OTHER_DATA)
     first, second = sorted([DATA, OTHER_DATA], key=sha256)
     # The first is read, and the second is not yet.
-    monkeypatch.setattr(module, "next_check", lambda *args: core_patrol.next_check(*args) if not reads.seen else None)
+    monkeypatch.setattr(module, "next_checks", lambda *args: (core_patrol.next_checks(*args)[0][: not reads.seen], inf))
     async with running(tmp_path, Origin(), patrol=RARELY) as rig, patrolling(rig):
         await until(lambda: recorded(tmp_path)[sha256(first)] > 0)
-    monkeypatch.setattr(module, "next_check", core_patrol.next_check)
+    monkeypatch.setattr(module, "next_checks", core_patrol.next_checks)
     assert set(reads.seen) == {sha256(first)}
     async with running(tmp_path, Origin(), patrol=RARELY) as rig:
         assert (await status(rig)).oldest == 0
@@ -370,11 +371,8 @@ async def test_an_origin_that_is_down_does_not_end_it_nor_is_it_asked_without_en
             assert "cannot be repaired: gone; what is left of it is in " in caplog.text
             trouble = patrol._trouble[sha256(DATA)]
             assert trouble.failures == 1
-            held = {b.record.digest: b for b in patrol._blobs()}.values()
-            soon = trouble.retry_at - core_patrol.RETRY_S / 4
-            chosen = core_patrol.next_check(map(patrol._at_rest, held), RARELY.every, soon)
-            assert chosen is not None
-            assert chosen[1] == trouble.retry_at
+            held = [patrol._at_rest(b) for b in patrol._blobs().values()]
+            assert core_patrol.next_checks(held, RARELY.every, trouble.retry_at - 1) == ([], trouble.retry_at)
         (place,) = (tmp_path / "quarantine").iterdir()
         assert (place / "report.json").exists()
 

@@ -1,10 +1,11 @@
-"""Which blob is verified next in the background, and when: each once in a period, the longest ago first, spread out.
+"""Which blobs are verified next in the background, and when: each once in a period, the longest ago first, spread out.
 
 Nothing but the recorded times is needed, so a restart changes nothing.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
@@ -28,28 +29,31 @@ class AtRest:
     retry_at: float | None = None
 
 
-def next_check(blobs: Iterable[AtRest], period: float, now: float) -> tuple[AtRest, float] | None:
-    """The blob that is verified next, and the time for it, which may be past; None when there is none.
+def next_checks(blobs: Iterable[AtRest], period: float, now: float) -> tuple[list[AtRest], float]:
+    """The blobs to verify now, in order, and the time from which there are more; infinite when nothing is held.
 
     Each blob is due `period` seconds after it was last verified, and gets a share of the period as large as its size
     is of all. The one that is due first begins as late as it can so that all behind it are in time: blobs that came
     within a minute are spread over the whole period, and blobs that are spread stay so. What failed is apart from
-    these, and waits for its own time.
+    these, and waits for its own time. What is overdue is not spread any more.
     """
     blobs = list(blobs)
-    # A time in the future was written under a wrong clock, and proves nothing.
     well = sorted(((_since(b, now), b) for b in blobs if b.retry_at is None), key=lambda p: (p[0], p[1].digest))
     total = sum(b.size + PER_BLOB for b in blobs)
-    begin, before = float("inf"), 0.0
+    begin, before = math.inf, 0.0
     for last, blob in well:
         begin = min(begin, last + period - before)
         before += period * (blob.size + PER_BLOB) / total
-    found = [(blob, begin) for _, blob in well[:1]]
-    found += [(b, b.retry_at) for b in blobs if b.retry_at is not None]
-    return min(found, key=lambda choice: choice[1], default=None)
+    first = well[0][1] if well else None
+    chosen = [blob for last, blob in well if last + period <= now or (blob is first and begin <= now)]
+    retries = [(b.retry_at, b) for b in blobs if b.retry_at is not None]
+    chosen += [b for at, b in retries if at <= now]
+    later = begin if first not in chosen else now
+    return chosen, min([later, *(at for at, _ in retries if at > now)])
 
 
 def _since(blob: AtRest, now: float) -> float:
+    # A time in the future was written under a wrong clock, and proves nothing.
     return blob.last_verified if blob.last_verified <= now else 0.0
 
 

@@ -7,14 +7,13 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
 from weightd.core.digest import Digest
 from weightd.core.errors import WeightdError
 from weightd.core.parts import ALIGN
-from weightd.core.patrol import AtRest, next_check, retry_after
+from weightd.core.patrol import AtRest, next_checks, retry_after
 from weightd.engine.api import CopyState
 from weightd.engine.catalog import Blob, Catalog
 from weightd.engine.copies import Manner
@@ -62,26 +61,32 @@ class Patrol:
     async def run(self) -> None:
         """Until cancelled; then at once."""
         while True:
-            blobs = {b.record.digest: b for b in self._blobs()}
+            blobs = self._blobs()
             self._trouble = {d: t for d, t in self._trouble.items() if d in blobs}
-            now = time.time()
-            found = next_check(map(self._at_rest, blobs.values()), self._every, now)
-            wait = found[1] - now if found else LOOK_S
-            if found is None or wait > 0:
-                await asyncio.sleep(min(wait, LOOK_S, self._every))
-            else:
-                await self._check(blobs[found[0].digest])
+            # There may be very many.
+            chosen, later = await self._catalog.io(self._choose, blobs)
+            for one in chosen:
+                if self._unchanged(one, blobs[one.digest]):
+                    await self._check(blobs[one.digest])
+            if not chosen:
+                await asyncio.sleep(max(0.0, min(later - time.time(), LOOK_S, self._every)))
 
-    def _blobs(self) -> Iterator[Blob]:
+    def _blobs(self) -> dict[Digest, Blob]:
         """What is held, and what models miss because it could not be repaired."""
-        for model in self._catalog.models.values():
-            yield from model.blobs.values()
-        yield from self._catalog.blobs.values()
+        missed = {b.record.digest: b for m in self._catalog.models.values() for b in m.blobs.values()}
+        return missed | self._catalog.blobs
+
+    def _choose(self, blobs: dict[Digest, Blob]) -> tuple[list[AtRest], float]:
+        return next_checks(map(self._at_rest, blobs.values()), self._every, time.time())
 
     def _at_rest(self, blob: Blob) -> AtRest:
         record, trouble = blob.record, self._trouble.get(blob.record.digest)
         last = record.last_verified if record.digest in self._catalog.blobs else 0.0
         return AtRest(record.digest, record.size, last, trouble.retry_at if trouble else None)
+
+    def _unchanged(self, chosen: AtRest, blob: Blob) -> bool:
+        """Whether it is still as it was when it was chosen: not dropped, not verified by somebody else."""
+        return self._catalog.blobs.get(chosen.digest, blob) is blob and self._at_rest(blob) == chosen
 
     async def _check(self, blob: Blob) -> None:
         """Afterwards its time is recorded, or it is in trouble: it is not the next one again."""
