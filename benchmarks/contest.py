@@ -22,7 +22,12 @@ from benchmarks.nginx import Origin, Served
 from benchmarks.rounds import NONE, Contender
 
 RECEIVE, VERIFY, DISK, STORE = "receive", "verify", "disk", "store"
-TARGETS = {RECEIVE: {"4 KiB": 1.0, "2 MiB": 1.7}, VERIFY: {"": 1.3}, DISK: {"": None}, STORE: {"": 1.5}}
+TARGETS: dict[str, dict[str, float | None]] = {
+    RECEIVE: {"4 KiB": 1.0, "2 MiB": 1.7},
+    VERIFY: {"": 1.3},
+    DISK: {"": None},
+    STORE: {"": 1.5},
+}
 """DESIGN §9. That of the first table depends on the page size: with 4 KiB, page faults bound all."""
 TITLES = {
     RECEIVE: "Origin → shared memory (weightd checks every part with xxh3-128, the peers nothing)",

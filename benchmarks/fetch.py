@@ -191,8 +191,8 @@ def profile(case: Case, args: argparse.Namespace, console: Console) -> dict[str,
             for goal in ("shared memory", "NVMe"):
                 machine.touch_memory(2 * args.size)
                 directory = match.disk / "profile"
-                more = {"directory": str(directory)} if goal == "NVMe" else {}
-                answer = contest.receive(match.origin, settings, profile=True, **more)
+                to = str(directory) if goal == "NVMe" else ""
+                answer = contest.receive(match.origin, settings, profile=True, directory=to)
                 data = answer["profile"]
                 rate = f"{args.size / answer['seconds'] / GIB:.2f} GiB/s"
                 console.print(profiling.table(f"{name} → {goal}; {case}; pages {pages}; {rate}", data, args.size))

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -80,7 +81,7 @@ def obstore(goal: Goal) -> float:
     """A pool of threads over the parts of all files."""
     from obstore.store import HTTPStore
 
-    trust = {"root_certificate": Path(goal.ca).read_text()} if goal.ca else {"allow_http": True}
+    trust: Any = {"root_certificate": Path(goal.ca).read_text()} if goal.ca else {"allow_http": True}
     store = HTTPStore.from_url(goal.endpoint, client_options=trust)
 
     def part(fd: int, key: str, begin: int, end: int) -> None:

@@ -105,7 +105,7 @@ class Profile:
 
     def data(self) -> dict[str, Any]:
         """Call after it was left. Seconds; `other` of a kind of thread is what no step of it accounts for."""
-        threads = []
+        threads: list[dict[str, Any]] = []
         for kind, (count, user, system) in sorted(self._threads.items(), key=lambda i: -sum(i[1][1:])):
             steps = {step: cost for (of, step), cost in self._steps.items() if of == kind}
             other = user + system - sum(c.cpu for c in steps.values())

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import msgspec
 from rich.console import Console
 
-from benchmarks import contest, machine, netns, nginx, peers, rounds, wire
+from benchmarks import contest, machine, netns, nginx, ours, peers, rounds, wire
 from benchmarks.fetch import parse_setting, parse_size, weightd
 from benchmarks.machine import GIB, MIB, SHM, Unable
 from benchmarks.nginx import Origin
@@ -137,7 +137,7 @@ class Race:
         base = [Contender(BASELINE, self._peer(BASELINE, "curl", 1, MIB), once=True)] if BASELINE in args.peers else []
         return us + them + base
 
-    def _ours(self, settings: dict[str, Any]) -> Callable[[], dict[str, float]]:
+    def _ours(self, settings: ours.Settings) -> Callable[[], dict[str, float]]:
         """Resolving counts: here it takes round trips, and peers ask for the size in their own time."""
 
         def act() -> dict[str, float]:
