@@ -304,3 +304,31 @@ async def test_probes_share_connections(origin: Origin, http: HttpSource) -> Non
     await resolve(http, origin.url(""))
     assert len(origin.requests) > 20
     assert origin.connections <= 8
+
+
+@pytest.mark.parametrize("body", [b"x", b""])
+async def test_an_answer_that_nobody_asked_for_is_nobodys(http: HttpSource, body: bytes) -> None:
+    """It comes whole, or in part, while the connection is idle: the next question gets its own answer."""
+
+    def answer(size: int) -> bytes:
+        return f"HTTP/1.1 206 OK\r\nContent-Range: bytes 0-0/{size}\r\nContent-Length: 1\r\n\r\n".encode()
+
+    connections: list[asyncio.StreamWriter] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.append(writer)
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer(len(connections)) + b"x")
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/f.bin"
+        assert (await one(http, url)).size == 1
+        connections[0].write(answer(99) + body)
+        (idle,) = next(iter(http._session.connector._conns.values()))
+        async with asyncio.timeout(10):
+            while not idle[0]._buffer:  # noqa: ASYNC110 - aiohttp tells nobody
+                await asyncio.sleep(0)
+        assert (await one(http, url)).size == 2
+        await http.close()

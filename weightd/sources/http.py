@@ -298,17 +298,9 @@ class HttpSource:
     def _open_session(self) -> aiohttp.ClientSession:
         """Made at first use: it belongs to the running loop."""
         if self._session is None:
-            import aiohttp
+            from weightd.sources.session import open_session
 
-            options = self._options
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit_per_host=repo.PROBES, resolver=aiohttp.ThreadedResolver()),
-                timeout=aiohttp.ClientTimeout(
-                    total=None, sock_connect=options.connect_timeout, sock_read=options.read_timeout
-                ),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                auto_decompress=False,
-            )
+            self._session = open_session(self._options)
         return self._session
 
 
