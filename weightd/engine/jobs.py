@@ -150,8 +150,13 @@ class Frontier:
     def drain(self, done: Callable[[Received], None]) -> None:
         """Hash what is contiguous, in this thread; `done` for each part."""
         while (received := self._take()) is not None:
-            if self._hashing:
-                self.sha.update(received.view)
+            try:
+                if self._hashing:
+                    self.sha.update(received.view)
+            except BaseException:
+                # Nobody else has it any more, and its memory is about to go.
+                received.release()
+                raise
             done(received)
 
     def _take(self) -> Received | None:
