@@ -10,6 +10,7 @@ import pytest
 from tests.storage.suites import PART, BlobStoreSuite, aligned, pattern, sha256
 from weightd.core.digest import Digest
 from weightd.core.errors import Corruption, PathInTheWay, Unavailable
+from weightd.storage import ingests
 from weightd.storage.blobs import DirectoryBlobStore
 from weightd.storage.memory import MemoryBlobStore
 
@@ -83,6 +84,21 @@ class TestDirectoryBlobStore(BlobStoreSuite):
             assert self.later(store).ingest(2 * PART, ["source:1"], PART).held == {}
         assert self.later(store).drop_leftovers() == 1
         assert self.open_ingests(store) == 0
+
+    def test_one_that_is_resumed_while_all_are_counted(
+        self, store: DirectoryBlobStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.kept(store, pattern(2 * PART), 0)
+        used = ingests._used
+
+        def resumed_meanwhile(path: Path) -> float:
+            when = used(path)
+            if path.exists():
+                path.rename(path.with_suffix(".elsewhere"))
+            return when
+
+        monkeypatch.setattr(ingests, "_used", resumed_meanwhile)
+        assert sum(k.size for k in store.kept()) == 0
 
     def test_an_ingest_that_another_process_took_is_not_written(self, store: DirectoryBlobStore) -> None:
         """Two daemons on one state directory, where flock(2) does nothing."""

@@ -289,7 +289,7 @@ class IngestDirectory:
 
     def kept(self) -> list[Kept]:
         """What waits to be resumed, the longest unused first."""
-        return [Kept(p.name, sum(map(_allocated, p.iterdir())), _used(p)) for p in reversed(self._waiting())]
+        return [Kept(p.name, _allocated_below(p), _used(p)) for p in reversed(self._waiting())]
 
     def drop(self, kept: Kept) -> None:
         """Idempotent; harmless for one that was resumed since."""
@@ -349,6 +349,14 @@ def _allocated(path: Path) -> int:
     try:
         return path.stat(follow_symlinks=False).st_blocks * 512
     except OSError:
+        return 0
+
+
+def _allocated_below(place: Path) -> int:
+    """0 for a directory that is resumed, and so renamed, at this moment."""
+    try:
+        return sum(map(_allocated, place.iterdir()))
+    except FileNotFoundError:
         return 0
 
 
