@@ -13,7 +13,7 @@ import msgspec
 
 from weightd.core.budget import Budget
 from weightd.core.digest import Digest
-from weightd.core.errors import ModelNotFound, WeightdError
+from weightd.core.errors import Draining, ModelNotFound, WeightdError
 from weightd.core.lifecycle import RESIDENCY, Lifecycle, Residency
 from weightd.core.manifest import FileSpec, Manifest
 from weightd.core.refs import Ref, parse_ref
@@ -125,17 +125,24 @@ class Catalog:
         """Of blobs that were dropped: how far bytes of that digest were verified, whoever brings them again."""
         self._io = ThreadPoolExecutor(8, "weightd-io")
         self._db = ThreadPoolExecutor(1, "weightd-state")
+        self._closed = False
         self.recording = asyncio.Lock()
         self.dropping = asyncio.Lock()
         """Held until what is dropped has been put where its repair finds it."""
         self._publishing = asyncio.Lock()
 
     async def io(self, call: Callable[..., T], *args: object) -> T:
-        """A blocking call in a thread; its end is awaited even when the caller is cancelled."""
-        return await finish(asyncio.get_running_loop().run_in_executor(self._io, call, *args))
+        """A blocking call in a thread; its end is awaited even when the caller is cancelled. Raises Draining after
+        `close`."""
+        return await self._run(self._io, call, *args)
 
     async def _write(self, call: Callable[..., T], *args: object) -> T:
-        return await finish(asyncio.get_running_loop().run_in_executor(self._db, call, *args))
+        return await self._run(self._db, call, *args)
+
+    async def _run(self, threads: ThreadPoolExecutor, call: Callable[..., T], *args: object) -> T:
+        if self._closed:
+            raise Draining("the daemon has stopped", remedy="Try again when it has been started again.")
+        return await finish(asyncio.get_running_loop().run_in_executor(threads, call, *args))
 
     async def start(self) -> None:
         """Read what is on disk, trust what is recorded and has its size, drop the rest."""
@@ -200,7 +207,9 @@ class Catalog:
 
     async def close(self) -> None:
         """The state and the threads; once."""
-        await self._write(self._state.close)
+        last = asyncio.get_running_loop().run_in_executor(self._db, self._state.close)
+        self._closed = True
+        await finish(last)
         self._io.shutdown()
         self._db.shutdown()
 

@@ -264,6 +264,7 @@ class Engine:
 
     async def _restore(self, model: Model, tier: Tier) -> None:
         """All of its files resident again; its origin is asked only for what is not here."""
+        self._serving()  # or a flight would begin that `stop` does not wait for
         key = ("restore", model.ref.text, tier)
         # Not begun again for a source that changed: what it serves now is not what is damaged here.
         flight = self._flights.get(key, lambda flight: self._fly_once(flight, model.ref, None, tier, model))
