@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 import signal
 import subprocess
@@ -130,3 +131,36 @@ async def test_killed_again_while_it_resumes(tmp_path: Path, point: str, when: s
     assert await victim(root, owner, "SHM", point, 1, when) == ""
     assert provable(root) >= before
     await check(root, owner, Tier.SHM)
+
+
+@pytest.mark.parametrize("damage", ["emptied", "header cut", "tail cut", "zeroed", "records zeroed", "grown by zeros"])
+@pytest.mark.parametrize("tier", list(Tier))
+async def test_a_ledger_that_is_damaged_after_a_crash(tmp_path: Path, damage: str, tier: Tier) -> None:
+    """What it still proves is not asked for again, and all else is."""
+    owner, root = "c" + secrets.token_hex(6), tmp_path / "state"
+    root.mkdir()
+    assert await victim(root, owner, tier.name, "ledger.append", 4, "after") == ""
+    before = provable(root)
+    (ledger,) = (root / "ingest").glob("*/ledger")
+    _damage_ledger(ledger, damage)
+    proven = await check(root, owner, tier)
+    match damage:
+        case "emptied" | "header cut" | "zeroed":
+            assert proven == 0
+        case "grown by zeros":
+            assert proven == len(before)
+        case _:
+            assert 0 < proven < len(before)
+
+
+def _damage_ledger(path: Path, damage: str) -> None:
+    size, record = path.stat().st_size, 28
+    match damage:
+        case "emptied" | "header cut" | "tail cut":
+            os.truncate(path, {"emptied": 0, "header cut": 40, "tail cut": size - record - 1}[damage])
+        case "grown by zeros":
+            os.truncate(path, size + 5 * record + 3)
+        case _:
+            with path.open("r+b") as file:
+                file.seek(0 if damage == "zeroed" else -2 * record, os.SEEK_SET if damage == "zeroed" else os.SEEK_END)
+                file.write(bytes(size if damage == "zeroed" else record))

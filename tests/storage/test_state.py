@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from weightd.core.digest import Digest
-from weightd.core.errors import AlreadyRunning, ConfigError, DiskFull, PathInTheWay
+from weightd.core.errors import AccessDenied, AlreadyRunning, ConfigError, DiskFull, PathInTheWay
 from weightd.core.manifest import FileSpec, Manifest, make_manifest
 from weightd.core.verification import Verification
 from weightd.storage.state import BlobRecord, ModelRecord, State
@@ -189,3 +189,14 @@ def test_an_error_of_the_caller_rolls_back(state: State) -> None:
             raise KeyboardInterrupt
     assert state.seen() == {}
     state.put_blob(blob())
+
+
+def test_a_database_that_may_not_be_written(tmp_path: Path) -> None:
+    state = State(tmp_path / "state.db")
+    state.open()
+    assert state._db is not None
+    # SQLite then says what it says of a file on a read-only file system.
+    state._db.execute("PRAGMA query_only = ON")
+    with pytest.raises(AccessDenied, match="may not be written"):
+        state.drop_blob(Digest("sha256:" + "ab" * 32))
+    state.close()

@@ -43,7 +43,7 @@ def disk_errors(directory: Path) -> Iterator[None]:
             ) from None
         if e.errno in REFUSED:
             raise AccessDenied(
-                f"{e.filename or directory} may not be written: {e.strerror}",
+                f"{e.filename2 or e.filename or directory} may not be written: {e.strerror}",
                 remedy="Name a directory that this user may write, or change its owner or mode.",
             ) from None
         raise
@@ -115,12 +115,13 @@ def _short(what: str, at: int) -> Corruption:
 
 
 def fsync_directory(path: Path) -> None:
-    """Make renames and new names in `path` durable."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    """Make renames and new names in `path` durable. Raises DiskFull, AccessDenied."""
+    with disk_errors(path):
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
 
 
 def free_bytes(path: Path) -> int:

@@ -123,8 +123,10 @@ class ExportDirectory:
         if not kept:
             shutil.rmtree(self._work, ignore_errors=True)
         elif lock >= 0:
-            # By its name it is this process's, who may live on: nobody's, it can be taken over at once.
-            self._work.rename(self.root / f"{TEMPORARY}{NOBODY}-{secrets.token_hex(6)}")
+            # By its name it is this process's, who may live on: nobody's, it can be taken over at once. On a disk that
+            # became read-only it cannot be renamed, and is taken over when this process has ended.
+            with suppress(OSError):
+                self._work.rename(self.root / f"{TEMPORARY}{NOBODY}-{secrets.token_hex(6)}")
         if lock >= 0:
             os.close(lock)
         for path in reversed(self._made):

@@ -2,7 +2,7 @@
 
 `<name>.<token>/data` with a `ledger` beside it for files of several parts whose identity is known: a later process
 takes such a directory over by renaming it, which only one can do. Anything else is one file, `<token>`, that nobody
-resumes.
+resumes. While it is in use, the token begins with its process, and no other takes or removes it while that one lives.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from weightd.core.errors import PathInTheWay, Unavailable, WeightdError
 from weightd.core.lifecycle import INGEST, IngestState, Lifecycle
 from weightd.storage.direct import damage_errors, disk_errors, fsync_directory, open_direct, pread_all, pwrite_all
 from weightd.storage.ledger import Ledger, LedgerHeader
+from weightd.storage.owners import parse_owner, this_process
 
 KEEP_S: Final = 7 * 86400.0
 """How long nobody has to come back for an ingest before a start drops it."""
@@ -157,6 +158,7 @@ class FileIngest:
         with self._recording:
             if self.state is IngestState.OPEN and self._ledger is not None:
                 self._life.to(IngestState.KEPT)
+                self._owner.free(self.place)
                 self._owner.closed(self)
         self.abort()
         return self.state is IngestState.KEPT
@@ -184,6 +186,7 @@ class IngestDirectory:
 
     def __init__(self, root: Path, mode: int, aside: Path | None = None) -> None:
         self.root, self.mode, self._aside = root, mode, aside
+        self._process = this_process()
         self._open: set[str] = set()
         self._lock = threading.Lock()
 
@@ -202,10 +205,24 @@ class IngestDirectory:
 
     def _new(self, size: int, header: LedgerHeader | None) -> FileIngest:
         prefix = f"{name_of(header.identity)}." if header else ""
-        ingest = FileIngest(self, self.root / (prefix + secrets.token_hex(8)), size, header)
+        ingest = FileIngest(self, self.root / f"{prefix}{self._process}-{secrets.token_hex(8)}", size, header)
         with self._lock:
             self._open.add(ingest.place.name)
         return ingest
+
+    def free(self, place: Path) -> None:
+        """Others may resume it, also while this process lives."""
+        name, _, owned = place.name.partition(".")
+        # On a disk that became read-only it cannot be renamed, and waits until this process has ended.
+        with suppress(OSError):
+            place.rename(self.root / f"{name}.{owned.rpartition('-')[2]}")
+
+    def _in_use(self, name: str) -> bool:
+        """By this process, or by another one that lives: where flock(2) lies there may be one."""
+        if name in self._open:
+            return True
+        owner = parse_owner(name.rpartition(".")[2])
+        return owner is not None and owner != self._process and owner.alive
 
     def closed(self, ingest: FileIngest) -> None:
         """It is this process's no more."""
@@ -221,10 +238,14 @@ class IngestDirectory:
             ledger, held = read
             ingest = self._new(size, ledger.header)
             try:
-                path.rename(ingest.place)
+                with disk_errors(self.root):
+                    path.rename(ingest.place)
             except FileNotFoundError:  # somebody else was faster
                 self.closed(ingest)
                 continue
+            except BaseException:
+                self.closed(ingest)
+                raise
             if ingest.resume(Ledger(ingest.place / LEDGER, ledger.header), held):
                 return ingest
             ingest.abort()
@@ -235,7 +256,7 @@ class IngestDirectory:
         with self._lock:
             roots = [self.root] if self._aside is None else [self.root, self._aside]
             places = [p for r in roots for p in r.glob(f"{name}.*")]
-            found = [p for p in places if p.name not in self._open and _is_directory(p)]
+            found = [p for p in places if not self._in_use(p.name) and _is_directory(p)]
         return sorted(found, key=_used, reverse=True)
 
     def adopt(self, path: Path, header: LedgerHeader, checksums: Sequence[bytes]) -> bool:
@@ -253,6 +274,7 @@ class IngestDirectory:
         except (OSError, WeightdError):
             ingest.abort()
             return False
+        self.free(ingest.place)
         self.closed(ingest)
         return True
 
@@ -282,10 +304,12 @@ class IngestDirectory:
         return None
 
     def take_over(self, other: Path) -> None:
-        """Whatever can be resumed in another such directory, whose process is dead, is ours now."""
+        """Whatever can be resumed in another such directory, whose process is dead, is ours now, unless somebody else
+        is faster."""
         for path in other.glob("*.*"):
             if _is_directory(path):
-                path.rename(self.root / path.name)
+                with suppress(FileNotFoundError):
+                    path.rename(self.root / path.name)
 
     def kept(self) -> list[Kept]:
         """What waits to be resumed, the longest unused first."""
@@ -310,7 +334,7 @@ class IngestDirectory:
                 count += 1
             names.add(name)
         for entry in os.scandir(self.root):
-            if not entry.is_dir(follow_symlinks=False) and entry.name not in self._open:
+            if not entry.is_dir(follow_symlinks=False) and not self._in_use(entry.name):
                 os.unlink(entry.path)
                 count += 1
         return count
@@ -361,7 +385,9 @@ def _allocated_below(place: Path) -> int:
 
 
 def _remove(place: Path) -> None:
+    """What cannot be removed, as on a disk that became read-only, is a leftover for the next start."""
     if _is_directory(place):
         shutil.rmtree(place, ignore_errors=True)
     else:
-        place.unlink(missing_ok=True)
+        with suppress(OSError):
+            place.unlink()

@@ -76,7 +76,8 @@ class Ledger:
         ledger = cls(path, header)
         whole = start + (len(raw) - start) // _RECORD.size * _RECORD.size
         if whole < len(raw):
-            os.truncate(path, whole)
+            with disk_errors(path.parent):
+                os.truncate(path, whole)
         return ledger, ledger._records(raw[start:whole])
 
     def _records(self, raw: bytes) -> dict[int, bytes]:

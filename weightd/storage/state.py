@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from weightd.core.digest import Digest
-from weightd.core.errors import AlreadyRunning, ConfigError, DiskFull, PathInTheWay
+from weightd.core.errors import AccessDenied, AlreadyRunning, ConfigError, DiskFull, PathInTheWay
 from weightd.core.manifest import Manifest
 from weightd.core.parts import ALIGN
 from weightd.core.verification import Verification
@@ -141,6 +141,10 @@ class State:
             if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
                 raise DiskFull(
                     f"{self._path} cannot be written: {e}", remedy="Free space below the state directory."
+                ) from None
+            if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM):
+                raise AccessDenied(
+                    f"{self._path} may not be written: {e}", remedy="Make it writable for weightd's user."
                 ) from None
             if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
                 raise self._damaged(e) from None
