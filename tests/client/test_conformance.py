@@ -14,11 +14,13 @@ import pytest
 from tests.support.fake_engine import DEMO, REF, fetching
 from tests.support.serving import Served, until
 from weightd import AsyncClient, Client, Lease, errors
-from weightd.client.types import CopyState, EventKind, ModelInfo
+from weightd.client.convert import status_info
+from weightd.client.types import CopyState, EventKind, ModelInfo, VerifyInfo
 from weightd.core.lifecycle import DaemonState, Residency
 from weightd.core.progress import Progress
 from weightd.core.verification import Verification
 from weightd.engine.api import Tier
+from weightd.wire.gen import weightd_pb2 as pb
 
 Verb = Callable[..., Awaitable[Any]]
 
@@ -304,3 +306,7 @@ async def test_the_asynchronous_client_is_entered_and_a_waiter_cancelled(daemon:
             await waiting
         await until(lambda: daemon.engine.closed_iterators == before + 1)
         assert daemon.engine.leases[REF] == 0
+
+
+def test_what_an_older_daemon_does_not_say_is_zero() -> None:
+    assert status_info(pb.Status(state="SERVING")).verify == VerifyInfo(0.0, 0.0, 0, 0, 0)
