@@ -67,9 +67,13 @@ def encode(url: str) -> str:
 
 def _idna(name: str) -> str:
     try:
-        return name.encode("idna").decode("ascii")
+        encoded = name.encode("idna").decode("ascii")
     except UnicodeError:
-        raise RefSyntax("the host name is not valid", remedy="Check the host.") from None
+        encoded = ""
+    # Some characters are made of others, a space among them, which IDNA lets through.
+    if not encoded or " " in encoded:
+        raise RefSyntax("the host name is not valid", remedy="Check the host.")
+    return encoded
 
 
 def target(url: str) -> Target:
