@@ -83,7 +83,7 @@ def _framed(told: Told, head: list[tuple[str, str]], payload: bytes, version: st
 def _twice(told: Told, name: str, wrong: str, *, wrong_first: bool) -> bool:
     """One header said twice, with two values."""
     headers = told.headers()
-    at = next(i for i, (k, _) in enumerate(headers) if k == name)
+    at = next((i for i, (k, _) in enumerate(headers) if k == name), 0)
     headers.insert(at if wrong_first else at + 1, (name, wrong))
     told.head(told.status, headers)
     told.send(told.body)
