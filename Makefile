@@ -6,7 +6,7 @@ STAMP := $(VENV)/.stamp
 TORCH ?= torch==2.13.0
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: setup check test demo bench proto fmt clean
+.PHONY: setup check test soak demo bench proto fmt clean
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml Makefile
@@ -24,6 +24,10 @@ check: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+SOAK ?= 60m
+soak: setup
+	$(BIN)/python -m soak --time $(SOAK) $(if $(SEED),--seed $(SEED))
 
 demo: setup
 	$(BIN)/python -m pip install -q -r demo/requirements.txt
