@@ -1,10 +1,9 @@
-"""As much of DNS as the shaped benchmark needs: one name with several addresses, the first another one each time."""
+"""As much of DNS as the shaped benchmark needs: one name with several addresses, beginning anywhere each time."""
 
 from __future__ import annotations
 
-import itertools
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from ipaddress import IPv4Address
 
 A, IN = 1, 1
@@ -14,15 +13,16 @@ HEADER = struct.Struct("!6H")
 
 
 class Names:
-    """Answers queries for `name` (RFC 1035); every other name does not exist."""
+    """Answers queries for `name` (RFC 1035); every other name does not exist. `first(n)` says which of the n addresses
+    leads an answer: the others follow in turn, as from a server that spreads its clients."""
 
-    def __init__(self, name: str, addresses: Sequence[str]) -> None:
+    def __init__(self, name: str, addresses: Sequence[str], first: Callable[[int], int]) -> None:
         self._name = b"".join(bytes([len(label)]) + label.encode() for label in name.split(".")) + b"\0"
         self._addresses = [IPv4Address(a).packed for a in addresses]
-        self._turn = itertools.count()
+        self._first = first
 
     def answer(self, query: bytes) -> bytes | None:
-        """The response, None for what is no query. Addresses are in turn; those who ask again get another first one."""
+        """The response, None for what is no query."""
         if len(query) < HEADER.size:
             return None
         number, flags, questions, *_ = HEADER.unpack_from(query)
@@ -38,5 +38,5 @@ class Names:
         return head + question + b"".join(struct.pack("!3HIH", 0xC00C, A, IN, 0, 4) + a for a in addresses)
 
     def _rotated(self) -> list[bytes]:
-        first = next(self._turn) % len(self._addresses)
+        first = self._first(len(self._addresses))
         return self._addresses[first:] + self._addresses[:first]

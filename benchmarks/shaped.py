@@ -66,15 +66,15 @@ class Scenario(NamedTuple):
 
 
 SCENARIOS = {
-    "cap": Scenario("25 MB/s for each connection, 500 MB/s in all, 2 ms", 0.002, 500 * MB, 25 * MB),
-    "latency": Scenario("40 ms, 500 MB/s in all", 0.040, 500 * MB),
-    "loss": Scenario("0.1 % loss, 20 ms, 125 MB/s in all", 0.020, 125 * MB, loss=0.001, part=1 / 4),
+    "cap": Scenario("25 MB/s for each connection, 400 MB/s in all, 2 ms", 0.002, 400 * MB, 25 * MB),
+    "latency": Scenario("40 ms, 250 MB/s in all", 0.040, 250 * MB),
+    "loss": Scenario("0.1 % loss, 20 ms, 60 MB/s in all", 0.020, 60 * MB, loss=0.001, part=1 / 4),
     "all": Scenario(
-        "25 MB/s for each connection, 125 MB/s in all, 40 ms, 0.05 % loss", 0.040, 125 * MB, 25 * MB, 0.0005, part=1 / 4
+        "25 MB/s for each connection, 60 MB/s in all, 40 ms, 0.05 % loss", 0.040, 60 * MB, 25 * MB, 0.0005, part=1 / 4
     ),
     "edge": Scenario(
-        "one of four addresses gives 2 MB/s, the others 25 MB/s for each connection; 500 MB/s in all, 10 ms",
-        0.010, 500 * MB, 25 * MB, slow=2 * MB,
+        "one of four addresses gives 2 MB/s, the others 25 MB/s for each connection; 400 MB/s in all, 10 ms",
+        0.010, 400 * MB, 25 * MB, slow=2 * MB,
     ),
 }  # fmt: skip
 PEERS: dict[str, tuple[str, int, int]] = {

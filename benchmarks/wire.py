@@ -165,7 +165,7 @@ def run(plan: Plan) -> Report:
     asked = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     asked.bind(("127.0.0.1", 53))
     asked.setblocking(False)
-    names = Names(plan.name, plan.server.addresses)
+    names = Names(plan.name, plan.server.addresses, random.Random(3).randrange)
     # A signal ends the select below, and what was queued is of no use to anyone any more.
     with contextlib.suppress(KeyboardInterrupt):
         signal.signal(signal.SIGTERM, signal.default_int_handler)
