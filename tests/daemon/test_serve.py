@@ -189,7 +189,7 @@ def test_systemd_says_where(tmp_path: Path) -> None:
 FAULTS = {
     "unknown key": ("[shm]\nbugdet = 1\n", 3, "c.toml, line 2: shm.bugdet: unknown key"),
     "budget over the mount": ('[shm]\nbudget = "1000TiB"\n', 3, "is more than the file system of /dev/shm holds"),
-    "long socket": (f'[daemon]\nsocket = "/tmp/{"x" * 200}"\n', 3, "the socket's path has"),
+    "long socket": (f'[daemon]\nstate_dir = "s"\nsocket = "/tmp/{"x" * 200}"\n', 3, "the socket's path has"),
     "file as state": ('[daemon]\nstate_dir = "c.toml"\n', 6, "c.toml cannot be made: File exists"),
 }
 

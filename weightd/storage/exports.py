@@ -119,7 +119,7 @@ class ExportDirectory:
         With `keep`, ingests that can be resumed stay for the next one to open this directory; True if there are any.
         """
         lock, self._lock = self._lock, -1
-        kept = keep and self._work.is_dir() and bool(self._ingests.kept())
+        kept = keep and os.path.isdir(self._work) and bool(self._ingests.kept())
         if not kept:
             shutil.rmtree(self._work, ignore_errors=True)
         elif lock >= 0:
