@@ -69,7 +69,9 @@ def test_without_a_daemon(tmp_path: Path, lie: Lie, code: int, kind: str) -> Non
         command = [*(sys.executable, "-m", "weightd", "fetch", ref), "--to", "out", "--config", "config.toml"]
         ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
         assert ended.returncode == code, ended.stderr
-        assert len(ended.stderr.splitlines()) <= 2, "progress, and what went wrong"
+        *progress, last = ended.stderr.splitlines()
+        assert last.startswith("weightd: error: ")
+        assert all(line.startswith(liar.url("model.bin")) for line in progress)
         assert not any(s in ended.stdout + ended.stderr for s in SECRETS)
         assert not (tmp_path / "out/model.bin").exists()
         liar.script = honest
