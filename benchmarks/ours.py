@@ -157,6 +157,7 @@ def _receive(sources: Any, files: Any, options: Any, given: Order) -> dict[str, 
     first table do it."""
     from weightd.engine.buffers import SegmentBuffers
     from weightd.engine.jobs import FileJob, Frontier
+    from weightd.engine.tasks import Pending
     from weightd.engine.transfer import Transfer
     from weightd.storage.segments import PosixSegmentStore
 
@@ -167,13 +168,20 @@ def _receive(sources: Any, files: Any, options: Any, given: Order) -> dict[str, 
         jobs = []
         for file in files:
             segments.append(segment := store.create("bench", file.size))
-            reader, buffers = partial(sources.reader, file), SegmentBuffers(segment)
+            buffers = SegmentBuffers(segment)
             jobs.append(
-                job := FileJob(file.path, file.size, part_size=options.part_size, reader=reader, buffers=buffers)
+                job := FileJob(
+                    file.path,
+                    file.size,
+                    part_size=options.part_size,
+                    reader=partial(sources.reader, file),
+                    receiver=partial(sources.reader, file, buffers.shared(options.part_size)),
+                    buffers=buffers,
+                )
             )
             if not given.hashing:
                 job.frontier = Frontier(False)
-        Transfer(jobs, options, lambda _: None).run()
+        Transfer([Pending.of(job) for job in jobs], options, lambda _: None).run()
         for segment in segments:
             segment.seal()
         seconds = time.perf_counter() - begin

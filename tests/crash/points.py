@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from weightd.storage import ingests, ledger
+from weightd.storage import blobs, ingests, ledger
 from weightd.storage.blobs import BlobIngest
 from weightd.storage.ingests import FileIngest
 from weightd.storage.ledger import Ledger
@@ -24,14 +24,15 @@ POINTS: dict[str, tuple[object, str]] = {
     "ledger.create": (Ledger, "create"),
     "ledger.append": (Ledger, "append"),
     "ledger.durable": (ledger.os, "fdatasync"),
+    "ledger.named": (ingests, "fsync_directory"),
     "commit": (BlobIngest, "commit"),
     "commit.finish": (FileIngest, "finish"),
     "commit.promise": (FileIngest, "promise"),
     "commit.rename": (FileIngest, "rename"),
-    "commit.durable": (ingests, "fsync_directory"),
+    "commit.durable": (blobs, "fsync_directory"),
     "commit.discard": (FileIngest, "abort"),
     "segment.seal": (PosixSegment, "seal"),
-    "state.blob": (State, "put_blob"),
+    "state.blob": (State, "put_blobs"),
     "state.model": (State, "put_model"),
     "model.links": (ModelDirectories, "publish"),
 }

@@ -54,13 +54,13 @@ def fill(ingest: FileIngest, byte: int) -> None:
 
 
 def turns(directory: Path) -> None:
-    ingests = IngestDirectory(directory, 0o440)
     ingest: FileIngest | None = None
     say(ready=True)
     for line in sys.stdin:
         match line.split():
             case ["open"]:
-                ingest = ingests.open(PARTS * PART, [IDENTITY], PART)
+                # As if each time another process began.
+                ingest = IngestDirectory(directory, 0o440).open(PARTS * PART, [IDENTITY], PART)
                 say(place=ingest.place.name, held=sorted(ingest.held))
             case ["write", byte] if ingest:
                 fill(ingest, int(byte))

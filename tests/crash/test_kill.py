@@ -25,7 +25,14 @@ from weightd.storage.state import State
 PARTS = plan_parts(len(DATA), PART)
 ALL = {p.index for p in PARTS}
 SUMS = {p.index: xxhash.xxh3_128_digest(DATA[p.offset : p.offset + p.length]) for p in PARTS}
-TIMES = {"ingest.write": (1, 5), "ingest.record": (1, 3), "ledger.append": (1, 2, 3), "ledger.durable": (1, 2, 3)}
+TIMES = {
+    "ingest.write": (1, 5),
+    "ingest.record": (1, 3),
+    "ledger.append": (1, 2, 3),
+    "ledger.durable": (1, 2, 3),
+    "ledger.named": (1, 2),
+    "commit.durable": (1, 2),
+}
 """Which times of a point are looked at, where not only the first."""
 CASES = [
     (point, when, number)

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.full import CASES
+from tests.engine import full, full_many
+
+CASES = [(module.__name__, case) for module in (full, full_many) for case in module.CASES]
 
 
 def namespaces() -> str:
@@ -23,10 +25,10 @@ REASON = namespaces()
 
 
 @pytest.mark.skipif(bool(REASON), reason=f"needs root to mount small file systems: {REASON}")
-@pytest.mark.parametrize("case", CASES)
-def test_full(case: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("module", "case"), CASES, ids=[case for _, case in CASES])
+def test_full(module: str, case: str, tmp_path: Path) -> None:
     run = subprocess.run(
-        ["unshare", "--mount", sys.executable, "-W", "error", "-m", "tests.engine.full", case, tmp_path],
+        ["unshare", "--mount", sys.executable, "-W", "error", "-m", module, case, tmp_path],
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,

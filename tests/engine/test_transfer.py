@@ -30,6 +30,7 @@ from weightd.core.manifest import FileSpec, Validator
 from weightd.core.parts import ALIGN, Part, plan_parts
 from weightd.engine.buffers import Buffers, SegmentBuffers, SlabBuffers
 from weightd.engine.jobs import FileJob
+from weightd.engine.tasks import Pending
 from weightd.engine.threads import BULK_NICE
 from weightd.engine.transfer import Stopped, Transfer, TransferOptions
 from weightd.storage.memory import MemorySegment, MemorySegmentStore
@@ -101,7 +102,7 @@ class Run:
         self.segments: list[MemorySegment] = []
         self.slabs = SlabBuffers(self.plan.options.slabs, self.plan.part) if self.plan.memory == "slabs" else None
         self.jobs = [self._job(p, d) for p, d in self.data.items()]
-        self.transfer = Transfer(self.jobs, self.plan.options, self.done.append)
+        self.transfer = Transfer(map(Pending.of, self.jobs), self.plan.options, self.done.append)
 
     def _job(self, path: str, data: bytes) -> FileJob:
         file = FileSpec(path, len(data), URL + path, None, Validator("x"), self.plan.ranges[int(path)])

@@ -45,15 +45,17 @@ def reporter(*, as_json: bool) -> Reporter:
 
 
 class FileCount:
-    """Files done and in all, from messages that leave out files completed earlier."""
+    """Files done and in all, from messages that leave out files completed earlier, and those not begun."""
 
     def __init__(self) -> None:
         self._complete: set[str] = set()
+        self._known: set[str] = set()
 
     def take(self, progress: Progress) -> tuple[int, int]:
         """Returns (done, total) as known after this message."""
         self._complete |= {f.path for f in progress.files if f.done >= f.total}
-        return len(self._complete), len(self._complete | {f.path for f in progress.files})
+        self._known |= {f.path for f in progress.files}
+        return len(self._complete), len(self._known)
 
 
 class JsonReporter:

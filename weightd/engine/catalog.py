@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
+from weakref import WeakValueDictionary
 
 import msgspec
 
@@ -18,7 +19,8 @@ from weightd.core.lifecycle import RESIDENCY, Lifecycle, Residency
 from weightd.core.manifest import FileSpec, Manifest
 from weightd.core.refs import Ref, parse_ref
 from weightd.core.verification import Verification
-from weightd.engine.api import FileState, ModelState
+from weightd.engine.api import FileState, ModelState, Tier
+from weightd.engine.records import Records
 from weightd.engine.threads import finish
 from weightd.storage.pages import footprint
 from weightd.storage.protocols import BlobStore, Segment, SegmentStore
@@ -26,6 +28,9 @@ from weightd.storage.snapshots import ModelDirectories
 from weightd.storage.state import BlobRecord, ModelRecord, State
 
 T = TypeVar("T")
+
+IO_THREADS: Final = 8
+"""For blocking calls of all transfers together; so many files are made durable side by side."""
 
 
 class Blob:
@@ -56,16 +61,38 @@ class Model:
     """The current snapshot of a ref, all of its blobs committed."""
 
     def __init__(self, ref: Ref, manifest: Manifest, blobs: dict[str, Blob], directory: Path, used: float) -> None:
-        self.ref, self.manifest, self.blobs, self.directory = ref, manifest, blobs, directory
+        self.ref, self.manifest, self.directory = ref, manifest, directory
         self.linked = False
         """Whether the links in `directory` lead where its blobs are now."""
         self.leases = 0
         self.last_used = used
         self._files: tuple[FileState, ...] | None = None
+        self._in_shm: bool | None = None
+        self.blobs = blobs
+
+    @property
+    def blobs(self) -> dict[str, Blob]:
+        """By file path."""
+        return self._blobs
+
+    @blobs.setter
+    def blobs(self, blobs: dict[str, Blob]) -> None:
+        self._blobs, self._set = blobs, frozenset(blobs.values())
+        self.moved()
+
+    def has(self, blob: Blob) -> bool:
+        """Asked of every model whenever a blob moves."""
+        return blob in self._set
 
     @property
     def in_shm(self) -> bool:
-        return all(b.in_shm for b in self.blobs.values())
+        if self._in_shm is None:
+            self._in_shm = all(b.in_shm for b in self._set)
+        return self._in_shm
+
+    def resident(self, tier: Tier) -> bool:
+        """Whether all of it is there; a segment may have been dropped since it was brought."""
+        return tier is Tier.NVME or self.in_shm
 
     @property
     def digests(self) -> dict[str, Digest]:
@@ -75,6 +102,7 @@ class Model:
     def moved(self) -> None:
         """The residency or verification of one of its blobs changed."""
         self.renew()
+        self._in_shm = None
         self.linked = False
 
     def renew(self) -> None:
@@ -123,13 +151,14 @@ class Catalog:
         self._models_root = models
         self._reached: dict[Digest, Verification] = {}
         """Of blobs that were dropped: how far bytes of that digest were verified, whoever brings them again."""
-        self._io = ThreadPoolExecutor(8, "weightd-io")
+        self._io = ThreadPoolExecutor(IO_THREADS, "weightd-io")
         self._db = ThreadPoolExecutor(1, "weightd-state")
         self._closed = False
-        self.recording = asyncio.Lock()
         self.dropping = asyncio.Lock()
         """Held until what is dropped has been put where its repair finds it."""
         self._publishing = asyncio.Lock()
+        self._recording: WeakValueDictionary[Digest, asyncio.Lock] = WeakValueDictionary()
+        self._records = Records(state, self._write)
 
     async def io(self, call: Callable[..., T], *args: object) -> T:
         """A blocking call in a thread; its end is awaited even when the caller is cancelled. Raises Draining after
@@ -143,6 +172,10 @@ class Catalog:
         if self._closed:
             raise Draining("the daemon has stopped", remedy="Try again when it has been started again.")
         return await finish(asyncio.get_running_loop().run_in_executor(threads, call, *args))
+
+    def recording(self, digest: Digest) -> asyncio.Lock:
+        """Held by whoever records a blob of this digest, from the look whether it is known."""
+        return self._recording.setdefault(digest, asyncio.Lock())
 
     async def start(self) -> None:
         """Read what is on disk, trust what is recorded and has its size, drop the rest."""
@@ -223,7 +256,7 @@ class Catalog:
         bytes of its digest ever were."""
         reached = max(record.verification, self._reached.get(record.digest, Verification.SIZE))
         record = msgspec.structs.replace(record, verification=reached)
-        await self._write(self._state.put_blob, record, source_key)
+        await self._records.put(record, source_key)
         if source_key:
             self.seen[source_key] = record.digest
         blob = self.blobs.get(record.digest)
@@ -290,6 +323,12 @@ class Catalog:
         blob.shm.to(Residency.ABSENT)
         self.moved(blob)
 
+    async def detach_unused(self, blobs: Iterable[Blob]) -> None:
+        """Those that no model has: nobody can have mapped them."""
+        for blob in blobs:
+            if not any(model.has(blob) for model in self.models.values()):
+                await self.detach(blob)
+
     def _set_aside(self, blob: Blob) -> None:
         record = blob.record
         if not self.store.salvage(record.digest, record.size, record.part_size, blob.checksums()):
@@ -298,7 +337,7 @@ class Catalog:
     def moved(self, blob: Blob) -> None:
         """Its residency or verification changed: every model that has it shows and links it anew."""
         for model in self.models.values():
-            if blob in model.blobs.values():
+            if model.has(blob):
                 model.moved()
 
     async def publish(
@@ -325,7 +364,6 @@ class Catalog:
         if model.blobs != blobs:
             # The same snapshot, of which a blob was fetched again: its leases go on.
             model.blobs = blobs
-            model.moved()
         await self._link(model)
         if not known:
             await self._write(

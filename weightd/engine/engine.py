@@ -35,6 +35,7 @@ from weightd.engine.lanes import Lanes
 from weightd.engine.mover import Mover
 from weightd.engine.patrol import Patrol, PatrolOptions
 from weightd.engine.scrub import Scrubber
+from weightd.engine.tracker import Seen
 from weightd.engine.transfer import TransferOptions
 from weightd.sources.protocols import Source
 from weightd.storage.protocols import BlobStore, SegmentStore
@@ -191,11 +192,12 @@ class Engine:
     async def _follow(self, flight: Flight[Model]) -> AsyncGenerator[Progress | Model, None]:
         """Progress while the flight goes on, then its model. Leaving early drops this caller's interest."""
         flight.join()
+        seen = Seen()
         try:
             while not flight.task.done():
                 await asyncio.wait([flight.task], timeout=TICK)
                 if not flight.task.done():
-                    yield flight.tracker.snapshot(time.monotonic())
+                    yield flight.tracker.snapshot(time.monotonic(), seen)
             if flight.task.cancelled():
                 raise Draining("the daemon is stopping", remedy="Try again when it has been started again.")
             yield flight.task.result()
@@ -237,7 +239,7 @@ class Engine:
         while True:
             digests = await self._bringer.bring(manifest, tier, flight)
             model = await self._catalog.publish(ref, manifest, digests, time.time())
-            if model is not None:
+            if model is not None and model.resident(tier):
                 return model
 
     async def _load(self, flight: Flight[Model], ref: Ref, tier: Tier, held: Model) -> Model:
@@ -245,7 +247,7 @@ class Engine:
         while True:
             digests = await self._bringer.bring(held.manifest, tier, flight, held.digests)
             model = await self._catalog.publish(ref, held.manifest, digests, time.time(), held)
-            if model is not None:
+            if model is not None and model.resident(tier):
                 return model
             held = self._catalog.models[ref.text]
 

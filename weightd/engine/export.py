@@ -20,12 +20,13 @@ from weightd.core.progress import Phase, Progress
 from weightd.core.refs import parse_ref
 from weightd.core.verification import Verification
 from weightd.engine.buffers import SlabBuffers
-from weightd.engine.checks import EMPTY, Found, Promise, check_format, check_whole, verified
+from weightd.engine.checks import Found, Promise, check_format, check_whole, verified
 from weightd.engine.items import LocalReader
 from weightd.engine.jobs import FileJob
 from weightd.engine.mend import Mender
+from weightd.engine.tasks import Pending
 from weightd.engine.threads import finish, in_own_thread
-from weightd.engine.tracker import Tracker
+from weightd.engine.tracker import Seen, Tracker
 from weightd.engine.transfer import Transfer, TransferOptions
 from weightd.sources.protocols import Source
 from weightd.storage.exports import ExportDirectory
@@ -51,16 +52,24 @@ class ExportedFile(msgspec.Struct, frozen=True):
 
 @dataclass(slots=True, eq=False)
 class _Export:
+    """A file that comes; `found` once it is verified, and then it has no `job` any more."""
+
     file: FileSpec
-    ingest: FileIngest
+    ingest: FileIngest | None = None
     job: FileJob | None = None
-    found: Found = EMPTY
-    part_size: int = 0
+    found: Found | None = None
     repaired: list[int] = field(default_factory=list)
 
     @property
     def done(self) -> int:
-        return self.job.done if self.job else self.file.size
+        if self.found is not None:
+            return self.file.size
+        job = self.job
+        return job.done if job else 0
+
+    @property
+    def identities(self) -> list[str]:
+        return [self.file.source_key] if self.file.by_parts and self.file.source_key else []
 
 
 @dataclass(slots=True)
@@ -73,45 +82,62 @@ class _Plan:
     exports: list[_Export] = field(default_factory=list)
     slabs: SlabBuffers | None = None
 
-    def allocate(self, manifest: Manifest) -> None:
-        for file in manifest.files:
-            identities = [file.source_key] if file.by_parts and file.source_key else []
-            ingest = self.directory.ingest(file.path, file.size, identities, self.options.part_size)
-            part_size = ingest.part_size or self.options.part_size
-            self.exports.append(_Export(file, ingest, part_size=part_size))
+    def check(self, manifest: Manifest) -> None:
+        """Whether all of it can be there. Raises PathInTheWay or DiskFull; nothing was asked for yet."""
+        self.exports = [_Export(file) for file in manifest.files]
+        for e in self.exports:
+            self.directory.check(e.file.path)
+        self.directory.check_room((e.file.size, e.identities) for e in self.exports)
 
     def transfer(self) -> Transfer:
-        largest = max((min(e.part_size, e.file.size) for e in self.exports), default=0)
+        """Each file is opened when its turn comes; its ingest stays on disk, without a descriptor, to the end."""
+        size = self.options.part_size
+        largest = max((min(size, e.file.size) for e in self.exports), default=0)
         slabs = self.slabs = SlabBuffers(self.options.slabs, largest)
-        for e in self.exports:
-            if e.file.size:
-                e.job = FileJob(
-                    e.file.path,
-                    e.file.size,
-                    part_size=e.part_size,
-                    reader=partial(self.sources.reader, e.file),
-                    receiver=partial(self.sources.reader, e.file, slabs.shared),
-                    buffers=slabs,
-                    ranges=e.file.by_parts,
-                    write=e.ingest.write,
-                    record=e.ingest.record if e.ingest.part_size else None,
-                    held=e.ingest.held,
-                    local=partial(LocalReader, e.ingest.read),
-                    crc=e.file.crc_algorithm,
-                )
-        by_job = {e.job: e for e in self.exports if e.job}
-        transfer = Transfer(by_job, self.options, lambda job: _verify(by_job[job], self.options, transfer.stopping))
+        by_job: dict[FileJob, _Export] = {}
+
+        def opened(e: _Export) -> FileJob:
+            job = self._open(e, slabs)
+            by_job[job] = e
+            return job
+
+        def received(job: FileJob) -> None:
+            _verify(by_job.pop(job), self.options, transfer.stopping)
+            transfer.closed()
+
+        pending = [Pending(-(-e.file.size // size), e.file.by_parts, partial(opened, e)) for e in self.exports]
+        transfer = Transfer(pending, self.options, received)
         return transfer
 
+    def _open(self, e: _Export, slabs: SlabBuffers) -> FileJob:
+        ingest = e.ingest = self.directory.ingest(e.file.path, e.file.size, e.identities, self.options.part_size)
+        part_size = ingest.part_size or self.options.part_size
+        job = e.job = FileJob(
+            e.file.path,
+            e.file.size,
+            part_size=part_size,
+            reader=partial(self.sources.reader, e.file),
+            receiver=partial(self.sources.reader, e.file, slabs.shared(part_size)),
+            buffers=slabs,
+            ranges=e.file.by_parts,
+            write=ingest.write,
+            record=ingest.record if ingest.part_size else None,
+            held=ingest.held,
+            local=partial(LocalReader, ingest.read),
+            crc=e.file.crc_algorithm,
+        )
+        return job
+
     def publish(self) -> None:
-        self.directory.publish({e.file.path: e.ingest for e in self.exports})
+        self.directory.publish({e.file.path: e.ingest for e in self.exports if e.ingest})
 
     def close(self, error: WeightdError | None = None) -> bool:
         """True when something was kept to be resumed: not of a file whose bytes are not those that were promised, and
         not in a user's directory for an error that would come again. Idempotent."""
         changed = error.file if isinstance(error, SourceChanged) else ""
         for e in self.exports:
-            e.ingest.abort() if e.file.path == changed else e.ingest.keep()
+            if e.ingest is not None:
+                e.ingest.abort() if e.file.path == changed else e.ingest.keep()
         if self.slabs is not None:
             self.slabs.close()
         return self.directory.close(keep=not isinstance(error, Corruption))
@@ -119,15 +145,20 @@ class _Plan:
 
 def _verify(export: _Export, options: TransferOptions, stopping: threading.Event) -> None:
     """In a thread of the transfer, which its error stops."""
-    promise = Promise(export.file.digest, export.file.crc)
-    if export.job:
-        export.found = export.job.found()
-        if not promise.kept_by(export.found) and export.file.by_parts:
-            mended = Mender(export.job, export.ingest.read, None, options=options, stopping=stopping).run(promise)
-            if mended is not None:
-                export.repaired, export.found = mended
-    check_whole(export.found, promise, export.file.path)
-    check_format(export.file.path, export.file.size, None, export.ingest.read)
+    job, ingest = export.job, export.ingest
+    if job is None or ingest is None:
+        raise AssertionError("a file that was not received")
+    promise, found = Promise(export.file.digest, export.file.crc), job.found()
+    if not promise.kept_by(found) and export.file.by_parts:
+        mended = Mender(job, ingest.read, None, options=options, stopping=stopping).run(promise)
+        if mended is not None:
+            export.repaired, found = mended
+    check_whole(found, promise, export.file.path)
+    check_format(export.file.path, export.file.size, None, ingest.read)
+    if not ingest.part_size:
+        # Nobody could resume it: what makes it durable is done here, beside the others, and not one by one at the end.
+        ingest.finish()
+    export.found, export.job = found, None
 
 
 async def fetch_to(
@@ -169,21 +200,19 @@ async def _fetch(
     options: TransferOptions,
     on_progress: Callable[[Progress], None],
 ) -> list[ExportedFile]:
-    plan = _Plan(ExportDirectory(directory), options, sources)
+    plan = _Plan(await _blocking(partial(ExportDirectory, directory)), options, sources)
     try:
         await _blocking(plan.directory.open)
-        await _blocking(partial(plan.allocate, manifest))
+        await _blocking(partial(plan.check, manifest))
         transfer = await _blocking(plan.transfer)
         tracker = Tracker(Phase.FETCHING, manifest.files, {e.file.path: e for e in plan.exports})
-        ticker = asyncio.create_task(_tick(tracker, on_progress))
+        seen = Seen()
+        ticker = asyncio.create_task(_tick(tracker, seen, on_progress))
         try:
             await in_own_thread(transfer.run, transfer.stop, "weightd-transfer")
         finally:
             ticker.cancel()
-        for export in plan.exports:
-            if export.job is None:
-                await _blocking(partial(_verify, export, plan.options, transfer.stopping))
-        on_progress(tracker.snapshot(time.monotonic()))
+        on_progress(tracker.snapshot(time.monotonic(), seen))
         await _blocking(plan.publish)
         return [_result(e) for e in plan.exports]
     except WeightdError as e:
@@ -198,12 +227,14 @@ async def _blocking(call: Callable[[], T]) -> T:
     return await finish(asyncio.get_running_loop().run_in_executor(None, call))
 
 
-async def _tick(tracker: Tracker, on_progress: Callable[[Progress], None]) -> None:
+async def _tick(tracker: Tracker, seen: Seen, on_progress: Callable[[Progress], None]) -> None:
     while True:
-        on_progress(tracker.snapshot(time.monotonic()))
+        on_progress(tracker.snapshot(time.monotonic(), seen))
         await asyncio.sleep(TICK)
 
 
 def _result(export: _Export) -> ExportedFile:
     file, found = export.file, export.found
+    if found is None:
+        raise AssertionError("a file that was not verified")
     return ExportedFile(file.path, file.size, found.digest, verified(file, found), tuple(export.repaired))

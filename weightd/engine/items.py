@@ -14,6 +14,7 @@ from weightd.engine.catalog import Blob, Catalog, Model
 from weightd.engine.checks import Promise
 from weightd.engine.flights import Flight
 from weightd.engine.jobs import FileJob
+from weightd.engine.tasks import Pending
 from weightd.sources.protocols import Source
 from weightd.storage.pages import footprint
 from weightd.storage.protocols import BlobStore, Ingest, Segment
@@ -53,6 +54,8 @@ class Item:
     refused: bool = field(default=False)
     """Its bytes are not those that were promised: nothing of them is kept."""
     part_size: int = 0
+    opened: bool = field(default=False)
+    """Its segment and ingest were made, or are being made: the file systems know of it."""
     paths: list[str] = field(default_factory=list)
 
     @property
@@ -64,7 +67,8 @@ class Item:
         """Bytes here so far."""
         if self.committed:
             return self.file.size
-        return self.job.done if self.job else 0
+        job = self.job  # another thread may be done with it
+        return job.done if job else 0
 
     def reserve(self, catalog: Catalog, ref: str) -> None:
         """Raises BudgetExceeded; then nothing of this item is reserved."""
@@ -95,9 +99,16 @@ class Item:
             return []
         return [i for i in (self.expected or "", self.file.source_key) if i]
 
+    def pending(self, part_size: int, open: Callable[[], FileJob]) -> Pending:
+        """As a transfer knows it before its turn comes; `part_size` is that of new ingests."""
+        if self.held is not None:
+            return Pending(-(-self.file.size // self.held.record.part_size), True, open)
+        return Pending(-(-self.file.size // part_size), self.file.by_parts, open)
+
     def allocate(self, catalog: Catalog, part_size: int) -> None:
         """Blocking: segment and ingest, if they are not there. Raises ShmFull or DiskFull; `discard` removes what
         there is. Sets `part_size`, which for what is on disk already is that of its record."""
+        self.opened = True
         if self.into_shm and self.segment is None:
             self.segment = catalog.segments.create(self._label(), self.file.size)
         if self.held is not None:
@@ -110,22 +121,20 @@ class Item:
         name = self.file.path.rsplit("/", 1)[-1]
         return "".join(c if c.isascii() and c.isalnum() else "-" for c in name)[:24]
 
-    def make_job(self, sources: Source, store: BlobStore, slabs: Buffers | None) -> None:
-        """Sets `job`, or leaves it None for an empty file, which has nothing to move."""
-        if self.file.size == 0:
-            return
+    def make_job(self, sources: Source, store: BlobStore, slabs: Buffers | None) -> FileJob:
+        """Sets `job`."""
         buffers: Buffers | None = SegmentBuffers(self.segment) if self.segment else slabs
         if buffers is None:
             raise AssertionError("neither a segment nor slabs")
         if self.held is None:
             if self.ingest is None:
                 raise AssertionError("a fetch without an ingest")
-            self.job = FileJob(
+            job = self.job = FileJob(
                 self.file.path,
                 self.file.size,
                 part_size=self.part_size,
                 reader=partial(sources.reader, self.file),
-                receiver=partial(sources.reader, self.file, buffers.shared),
+                receiver=partial(sources.reader, self.file, buffers.shared(self.part_size)),
                 buffers=buffers,
                 ranges=self.file.by_parts,
                 write=self.ingest.write,
@@ -134,9 +143,9 @@ class Item:
                 local=partial(LocalReader, self.ingest.read),
                 crc=self.file.crc_algorithm,
             )
-            return
+            return job
         record = self.held.record
-        self.job = FileJob(
+        job = self.job = FileJob(
             self.file.path,
             self.file.size,
             part_size=self.part_size,
@@ -144,17 +153,19 @@ class Item:
             buffers=buffers,
             expected=self.held.checksums(),
         )
+        return job
 
     def discard(self) -> None:
         """Blocking: a segment that no blob took over goes, and an ingest that was not committed is kept to be
-        resumed, or goes too. Idempotent."""
+        resumed, or goes too; nothing of it is open any more. Idempotent."""
+        segment, ingest, self.segment, self.ingest, self.job = self.segment, self.ingest, None, None, None
         try:
-            if self.segment is not None:
-                self.segment.unlink()
+            if segment is not None:
+                segment.unlink()
         finally:
-            if self.ingest is not None:
+            if ingest is not None:
                 # One that was not needed, because its bytes were here already, is not kept either.
-                self.ingest.abort() if (self.refused and not self.repairing) or self.committed else self.ingest.keep()
+                ingest.abort() if (self.refused and not self.repairing) or self.committed else ingest.keep()
 
 
 class LocalReader:

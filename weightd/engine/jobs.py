@@ -16,7 +16,7 @@ from weightd.sources.protocols import Reader
 
 
 class FileJob:
-    """Move one file of `size` > 0 bytes into `buffers`.
+    """Move one file of `size` bytes into `buffers`.
 
     `reader` makes a Reader, `receiver` one whose views all lie in `buffers`. Without `ranges` the file comes as one
     stream. `write(offset, view)` puts a part on disk, None leaves that out; `record(checksums)` makes written parts

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from weightd.core.budget import Budget
-from weightd.storage.ingests import Kept, name_of
+from weightd.storage.ingests import Kept, by_stem, name_of
 from weightd.storage.protocols import BlobStore
 
 
@@ -48,8 +48,12 @@ class KeptIngests:
         self._count()
         return True
 
+    def sizes(self) -> dict[str, int]:
+        """Bytes on disk, by the name of their identity, claimed or not."""
+        return by_stem(self._kept)
+
     def _waiting(self) -> list[Kept]:
-        return [k for k in self._kept if k.name.partition(".")[0] not in self._claimed]
+        return [k for k in self._kept if k.stem not in self._claimed]
 
     def _count(self) -> None:
         self._budget.kept = sum(k.size for k in self._waiting())

@@ -1,4 +1,8 @@
-"""Moves items: allocate, transfer, verify, commit, seal. Either an item is committed, or nothing of it stays."""
+"""Moves items: allocate, transfer, verify, commit, seal. Either an item is committed, or nothing of it stays.
+
+Room is asked for as a whole, and made file by file: one is opened when the transfer comes to it, and closed when it is
+committed. So the number of files that are open does not grow with that of the model.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +16,19 @@ from functools import partial
 
 import msgspec
 
-from weightd.core.errors import BudgetExceeded, Corruption, DiskFull, NotFound, SourceChanged, WeightdError
+from weightd.core.errors import BudgetExceeded, Corruption, DiskFull, NotFound, ShmFull, SourceChanged, WeightdError
 from weightd.core.lifecycle import Residency
 from weightd.engine.api import EventKind
 from weightd.engine.buffers import SlabBuffers
 from weightd.engine.catalog import Blob, Catalog, Model
-from weightd.engine.checks import EMPTY, Found, check_format, check_whole, verified
+from weightd.engine.checks import Found, check_format, check_whole, verified
 from weightd.engine.flights import Flight
 from weightd.engine.items import Item
 from weightd.engine.jobs import FileJob
 from weightd.engine.kept import KeptIngests
 from weightd.engine.lanes import Lanes
 from weightd.engine.mend import Mender, mended_text
+from weightd.engine.room import Room
 from weightd.engine.threads import finish, in_own_thread
 from weightd.engine.transfer import Stopped, Transfer, TransferOptions
 from weightd.sources.protocols import Source
@@ -46,17 +51,22 @@ class _Run:
     going: threading.Event
     committed: Callable[[Item, Blob], None]
     stopping: threading.Event = field(default_factory=threading.Event)
+    sealed: list[Blob] = field(default_factory=list)
 
 
 @dataclass(slots=True)
 class Mover:
-    """`lanes` bounds how many transfers run at once."""
+    """`lanes` bounds how many transfers run at once, `options` how many threads each has, and files open."""
 
     catalog: Catalog
     sources: Source
     options: TransferOptions
     lanes: Lanes
     kept: KeptIngests
+    room: Room = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.room = Room(self.catalog, self.kept)
 
     async def move(
         self, items: list[Item], ref: str, flight: Flight[Model], committed: Callable[[Item, Blob], None]
@@ -67,7 +77,7 @@ class Mover:
         try:
             for item in items:
                 await self._reserve(item, ref)
-            async with self.lanes.enter(flight) as going:
+            async with self.lanes.enter(flight) as going, self.room.taken_by(items):
                 await self._move(items, _Run(flight, going, committed))
         finally:
             for item in items:
@@ -85,53 +95,71 @@ class Mover:
             else:
                 return
 
-    async def _allocate(self, items: list[Item]) -> None:
-        async with self.catalog.dropping:
-            pass  # what is being put aside now is there to be resumed
-        while True:
-            try:
-                await self.catalog.io(_allocate, items, self.catalog, self.options.part_size)
-            except DiskFull:
-                if not await self.kept.drop_oldest():
-                    raise
-            else:
-                return
-
     async def _move(self, items: list[Item], run: _Run) -> None:
         slabs = None
         try:
-            await self._allocate(items)
-            largest = max((min(i.part_size, i.file.size) for i in items if i.segment is None), default=0)
-            if largest:
-                slabs = SlabBuffers(self.options.slabs, largest)
-            for item in items:
-                item.make_job(self.sources, self.catalog.store, slabs)
-            await self._transfer(items, run)
+            sizes = [min(self.options.part_size, i.file.size) for i in items if not i.into_shm]
+            if sizes:
+                slabs = SlabBuffers(self.options.slabs, max(sizes))
+            await self._transfer(items, slabs, run)
+        except ShmFull:
+            # It was not foreseen, so others need what is left: what came is on NVMe, and loaded when it fits.
+            await self.catalog.detach_unused(run.sealed)
+            raise
         finally:
             await self.catalog.io(_discard, items, slabs)
 
-    async def _transfer(self, items: list[Item], run: _Run) -> None:
+    async def _dropped(self) -> None:
+        async with self.catalog.dropping:
+            pass
+
+    def _open(self, item: Item, slabs: SlabBuffers | None, loop: asyncio.AbstractEventLoop) -> FileJob:
+        """In a thread of the transfer, which its error stops."""
+        if self.catalog.dropping.locked():  # What is being put aside now is there to be resumed.
+            asyncio.run_coroutine_threadsafe(self._dropped(), loop).result()
+        while True:
+            try:
+                item.allocate(self.catalog, self.options.part_size)
+            except DiskFull:
+                if not asyncio.run_coroutine_threadsafe(self.kept.drop_oldest(), loop).result():
+                    raise
+            else:
+                return item.make_job(self.sources, self.catalog.store, slabs)
+
+    async def _transfer(self, items: list[Item], slabs: SlabBuffers | None, run: _Run) -> None:
         """Each file is committed as soon as it is complete, while the others still come."""
         loop = asyncio.get_running_loop()
-        by_job = {i.job: i for i in items if i.job is not None}
-        commits: list[asyncio.Task[None]] = []
+        by_job: dict[FileJob, Item] = {}
+        commits: set[asyncio.Task[None]] = set()
         failures: list[BaseException] = []
+
+        def opened(item: Item) -> FileJob:
+            job = self._open(item, slabs, loop)
+            by_job[job] = item
+            return job
 
         async def commit(item: Item) -> None:
             try:
                 run.committed(item, await self._commit(item, run))
-            except BaseException as e:
+                await self.catalog.io(item.discard)
+            except BaseException as e:  # noqa: BLE001 - raised at the end
                 item.refused = isinstance(e, Corruption)
                 failures.append(e)
                 run.stopping.set()
                 transfer.stop()
-                raise
+            finally:
+                transfer.closed()
 
         def received(job: FileJob) -> None:
-            loop.call_soon_threadsafe(lambda: commits.append(loop.create_task(commit(by_job[job]))))
+            loop.call_soon_threadsafe(begin, by_job.pop(job))
 
-        transfer = Transfer(by_job, self.options, received, run.going)
-        commits.extend(loop.create_task(commit(i)) for i in items if i.job is None)
+        def begin(item: Item) -> None:
+            task = loop.create_task(commit(item))
+            commits.add(task)
+            task.add_done_callback(commits.discard)
+
+        pending = [i.pending(self.options.part_size, partial(opened, i)) for i in items]
+        transfer = Transfer(pending, self.options, received, run.going)
         try:
             await self._run_transfer(transfer, items)
         except BaseException:
@@ -163,21 +191,19 @@ class Mover:
 
     async def _commit(self, item: Item, run: _Run) -> Blob:
         if item.held is not None:
-            return await self._commit_load(item, item.held)
-        found = await self._found(item.job)
+            return await self._commit_load(item, item.held, run)
+        job = item.job
+        if job is None:
+            raise AssertionError("a commit of what was not received")
+        found = job.found() if job.crc is None else await self.catalog.io(job.found)
         if not item.promise.kept_by(found):
             found = await self._mend(item, run) or found
         check_whole(found, item.promise, item.file.path)
         blob = await self._commit_fetch(item, found)
         if item.segment is not None:
-            await self._seal(item, blob)
+            await self._seal(item, blob, run)
         item.committed = True
         return blob
-
-    async def _found(self, job: FileJob | None) -> Found:
-        if job is None:
-            return EMPTY
-        return job.found() if job.crc is None else await self.catalog.io(job.found)
 
     async def _mend(self, item: Item, run: _Run) -> Found | None:
         """What the file is now, if that is what it should be."""
@@ -191,8 +217,8 @@ class Mover:
         run.flight.report(EventKind.REPAIRED, mended_text(item.file.path, mended.parts, len(item.job.parts)))
         return mended.found
 
-    async def _commit_load(self, item: Item, blob: Blob) -> Blob:
-        await self._seal(item, blob)
+    async def _commit_load(self, item: Item, blob: Blob, run: _Run) -> Blob:
+        await self._seal(item, blob, run)
         item.committed = True
         return blob
 
@@ -201,14 +227,18 @@ class Mover:
         if ingest is None:
             raise AssertionError("a fetch without an ingest")
         view = item.segment.view if item.segment and item.file.size else None
-        await self.catalog.io(partial(check_format, item.file.path, item.file.size, view, ingest.read))
         written = digest not in self.catalog.blobs
-        if written:
-            await self.catalog.io(ingest.commit, digest)
+
+        def store() -> None:
+            check_format(item.file.path, item.file.size, view, ingest.read)
+            if written:
+                ingest.commit(digest)
+
+        await self.catalog.io(store)
         verification = verified(item.file, found)
         checksums = b"".join(item.job.checksums) if item.job else b""
         record = BlobRecord(digest, item.file.size, verification, item.part_size, checksums, time.time())
-        async with self.catalog.recording:
+        async with self.catalog.recording(digest):
             known = self.catalog.blobs.get(digest)
             if known is not None:
                 if known.record.verification >= verification:
@@ -231,7 +261,7 @@ class Mover:
         item.reserved_nvme = 0
         return blob
 
-    async def _seal(self, item: Item, blob: Blob) -> None:
+    async def _seal(self, item: Item, blob: Blob, run: _Run) -> None:
         """The segment becomes the blob's, unless it has one already: then ours was not needed."""
         if item.segment is None or blob.shm.state is not Residency.ABSENT:
             return
@@ -243,14 +273,10 @@ class Mover:
             raise
         blob.segment, item.segment = item.segment, None
         blob.shm.to(Residency.RESIDENT)
+        run.sealed.append(blob)
         self.catalog.moved(blob)
         self.catalog.shm.settle(item.reserved_shm)
         item.reserved_shm = 0
-
-
-def _allocate(items: list[Item], catalog: Catalog, part_size: int) -> None:
-    for item in items:
-        item.allocate(catalog, part_size)
 
 
 def _discard(items: list[Item], slabs: SlabBuffers | None) -> None:

@@ -54,7 +54,7 @@ class Receiver:
     def __init__(self, work: Work) -> None:
         self._work = work
         self._stopping = work.stopping
-        self._readers: dict[int, Reader] = {}
+        self._readers: dict[FileJob, Reader] = {}
         self._window = LEAST
 
     def run(self) -> None:
@@ -205,17 +205,17 @@ class Receiver:
 
     def _reader(self, job: FileJob) -> Reader:
         self._check_stop()
-        reader = self._readers.get(id(job))
+        reader = self._readers.get(job)
         if reader is None:
             # A receiver works on few files at a time: connections to those behind are not kept.
             while len(self._readers) >= 2:
                 self._close(self._readers.pop(next(iter(self._readers))))
-            reader = self._readers[id(job)] = job.receiver()
+            reader = self._readers[job] = job.receiver()
             self._work.requests.opened(reader)
         return reader
 
     def _drop(self, job: FileJob) -> None:
-        reader = self._readers.pop(id(job), None)
+        reader = self._readers.pop(job, None)
         if reader is not None:
             self._close(reader)
 

@@ -21,6 +21,14 @@ class Moving(Protocol):
 
 
 @dataclass(slots=True)
+class Seen:
+    """What one who follows was told: `listed` are the files that were named to him, `finished` those that are here."""
+
+    listed: Mapping[str, Moving] | None = None
+    finished: set[str] = field(default_factory=set)
+
+
+@dataclass(slots=True)
 class Tracker:
     """`items` by path are the files under way, whoever moves them."""
 
@@ -28,18 +36,27 @@ class Tracker:
     files: tuple[FileSpec, ...] = ()
     items: Mapping[str, Moving] = field(default_factory=dict)
     meter: RateMeter = field(default_factory=RateMeter)
-    finished: set[str] = field(default_factory=set)
 
-    def snapshot(self, now: float) -> Progress:
-        """As of `now`, seconds of a monotonic clock."""
+    def snapshot(self, now: float, seen: Seen) -> Progress:
+        """As of `now`, seconds of a monotonic clock. All files that are to come are listed once; after that only those
+        that have begun: a model may have thousands, and this is asked for ten times a second."""
         if self.phase is Phase.RESOLVING:
             return Progress(Phase.RESOLVING)
-        moving = tuple(FileProgress(i.file.path, i.done, i.file.size) for i in self.items.values())
+        moving = [(i.file, i.done) for i in self.items.values()]
         total = sum(f.size for f in self.files)
-        done = total - sum(p.total - p.done for p in moving)
-        moved = sum(p.done for p in moving)
+        moved = sum(done for _, done in moving)
+        done = total - sum(file.size for file, _ in moving) + moved
         rate = self.meter.add(now, moved)
         phase = Phase.VERIFYING if moving and done == total else self.phase
-        shown = tuple(p for p in moving if p.path not in self.finished)
-        self.finished.update(p.path for p in moving if p.done == p.total)
-        return Progress(phase, done, total, rate, seconds_left(done, total, rate), shown)
+        return Progress(phase, done, total, rate, seconds_left(done, total, rate), self._shown(moving, seen))
+
+    def _shown(self, moving: list[tuple[FileSpec, int]], seen: Seen) -> tuple[FileProgress, ...]:
+        every = seen.listed is not self.items
+        seen.listed = self.items
+        shown = tuple(
+            FileProgress(file.path, done, file.size)
+            for file, done in moving
+            if (done or every or not file.size) and file.path not in seen.finished
+        )
+        seen.finished.update(p.path for p in shown if p.done == p.total)
+        return shown

@@ -20,7 +20,7 @@ from weightd.core.parts import DEFAULT_PART, Part
 from weightd.engine.jobs import FileJob, Received
 from weightd.engine.receiver import Receiver, Stopped
 from weightd.engine.requests import WATCH_S, Requests
-from weightd.engine.tasks import Task, order
+from weightd.engine.tasks import Pending, Places, Task, order
 from weightd.engine.threads import step_back
 from weightd.engine.throttle import Throttle
 
@@ -50,28 +50,37 @@ class TransferOptions:
         """Enough that receivers, hashers and writers of an NVMe-only transfer each have work."""
         return self.receivers * 2 + self.hashers + self.writers
 
+    @property
+    def open_files(self) -> int:
+        """Files of one transfer that have a segment or an ingest open at a time: enough that each thread has one while
+        as many, which are complete, are being committed."""
+        return 2 * (self.receivers + self.hashers + self.writers)
+
 
 class Transfer:
-    """Run once. `on_done(job)` is called from some thread as each file is received, hashed and written.
+    """Run once. `on_done(job)` is called from some thread as each file is received, hashed and written; whoever takes
+    it from there calls `closed` when the file is no longer open, which makes room for another.
 
     While `going` is not set, no further parts are begun.
     """
 
     def __init__(
         self,
-        jobs: Iterable[FileJob],
+        files: Iterable[Pending],
         options: TransferOptions,
         on_done: Callable[[FileJob], None],
         going: threading.Event | None = None,
     ) -> None:
-        self.jobs = list(jobs)
+        files = list(files)
         self.attempts, self.pause, self.throttle = options.attempts, options.pause, options.throttle
         self.stopping = threading.Event()
-        self.requests = Requests(sum(len(j.parts) for j in self.jobs))
+        self.requests = Requests(sum(f.parts for f in files))
         self._on_done, self._going = on_done, going
-        self._tasks = order(self.jobs, options.hashers)
-        self._receivers = min(options.receivers, max(1, len(self._tasks)))
-        self._left = len(self.jobs)
+        self._places = Places(options.open_files)
+        self._tasks = order(files, options.hashers, self._places, self.stopping)
+        self._receivers = min(options.receivers, max(1, sum(f.parts if f.ranges else 1 for f in files)))
+        self._left = len(files)
+        self._open: set[FileJob] = set()
         self._lock = threading.Lock()
         self._taking = threading.Lock()
         self._over = threading.Event()
@@ -88,13 +97,15 @@ class Transfer:
         ]
         for thread in receivers:
             thread.start()
-        while self.jobs and not self._over.wait(WATCH_S):
+        while self._left and not self._over.wait(WATCH_S):
             self.requests.replace_slow()
         self.stopping.set()
         for thread in receivers:
             thread.join()
         # Hashing may be far behind: what waits for it when the transfer was stopped is not hashed any more.
-        for job in self.jobs:
+        with self._lock:
+            left = list(self._open)
+        for job in left:
             job.frontier.abandon()
         for pool in (self._writers, self._recorder, self._hashers):
             pool.shutdown()
@@ -130,11 +141,19 @@ class Transfer:
         with self._taking:
             while self._going and not self._going.wait(PAUSE_S) and not self.stopping.is_set():
                 pass
-            if self.stopping.is_set() or not self._tasks:
-                return None
-            if not self._tasks[0].job.buffers.reserve(self.stopping):
-                raise Stopped
-            return self._tasks.popleft()
+            while not self.stopping.is_set() and (task := next(self._tasks, None)) is not None:
+                with self._lock:
+                    self._open.add(task.job)
+                if task.parts:
+                    if not task.job.buffers.reserve(self.stopping):
+                        raise Stopped
+                    return task
+                self._complete(task.job)
+            return None
+
+    def closed(self) -> None:
+        """A file that was done is no longer open. From any thread."""
+        self._places.give_back()
 
     def deliver(self, job: FileJob, part: Part, view: memoryview, checksum: bytes, *, held: bool) -> None:
         """A part is complete: hash it along the front, and write it unless it is in its place already."""
@@ -180,10 +199,14 @@ class Transfer:
 
     def _stepped(self, received: Received) -> None:
         received.release()
-        if not received.job.step() or self.stopping.is_set():
-            return
+        if received.job.step() and not self.stopping.is_set():
+            self._complete(received.job)
+
+    def _complete(self, job: FileJob) -> None:
+        with self._lock:
+            self._open.discard(job)
         try:
-            self._on_done(received.job)
+            self._on_done(job)
         except BaseException as e:  # noqa: BLE001 - `run` raises it
             self._fail(e)
         with self._lock:

@@ -135,15 +135,17 @@ def format_of(paths: Iterable[str]) -> str:
 
 async def bounded(work: Callable[[T], Awaitable[U]], items: Iterable[T]) -> list[U]:
     """`work` on every item, PROBES at a time, results in order; the first failure cancels the rest and is raised."""
-    gate = asyncio.Semaphore(PROBES)
+    waiting = enumerate(items)
+    results: dict[int, U] = {}
 
-    async def one(item: T) -> U:
-        async with gate:
-            return await work(item)
+    async def some() -> None:
+        for index, item in waiting:
+            results[index] = await work(item)
 
-    tasks = [asyncio.ensure_future(one(item)) for item in items]
+    tasks = [asyncio.ensure_future(some()) for _ in range(PROBES)]
     try:
-        return list(await asyncio.gather(*tasks))
+        await asyncio.gather(*tasks)
+        return [results[i] for i in range(len(results))]
     finally:
         for task in tasks:
             task.cancel()

@@ -11,7 +11,15 @@ from pathlib import Path
 from weightd.core.digest import Digest, hex_of, parse_digest
 from weightd.core.errors import AccessDenied, DigestSyntax, NotFound, PathInTheWay
 from weightd.core.lifecycle import IngestState
-from weightd.storage.direct import damage_errors, disk_errors, free_bytes, fsync_directory, open_direct, pread_all
+from weightd.storage.direct import (
+    check_free,
+    damage_errors,
+    disk_errors,
+    free_bytes,
+    fsync_directory,
+    open_direct,
+    pread_all,
+)
 from weightd.storage.ingests import FileIngest, IngestDirectory
 from weightd.storage.ledger import LedgerHeader
 
@@ -40,6 +48,7 @@ class BlobIngest:
             self._store.make_parent(target)
             self._file.promise(digest)
             self._file.rename(target)
+            fsync_directory(target.parent)
         except BaseException:
             self._file.abort()
             raise
@@ -57,12 +66,16 @@ class DirectoryBlobStore:
         self.ingests = root / "ingest"
         for directory in (self.blobs, self.ingests):
             _make_directory(directory)
+        self._durable: set[str] = set()
         self._directory = IngestDirectory(self.ingests, BLOB_MODE, aside=root / "quarantine")
         self.kept, self.drop_kept = self._directory.kept, self._directory.drop
         self.drop_leftovers = self._directory.drop_leftovers
 
     def ingest(self, size: int, identities: Sequence[str] = (), part_size: int = 0) -> BlobIngest:
         return BlobIngest(self, self._directory.open(size, identities, part_size))
+
+    def check_room(self, size: int) -> None:
+        check_free(self.root, size)
 
     def salvage(self, digest: Digest, size: int, part_size: int, checksums: Sequence[bytes]) -> bool:
         return self._directory.adopt(self.path(digest), LedgerHeader(digest, size, part_size), checksums)
@@ -73,10 +86,13 @@ class DirectoryBlobStore:
 
     def make_parent(self, target: Path) -> None:
         """The two-letter directory of a blob, durably."""
-        if not target.parent.is_dir():
+        name = target.parent.name
+        if name not in self._durable or not target.parent.is_dir():
             with disk_errors(self.blobs):
                 target.parent.mkdir(mode=0o750, exist_ok=True)
+            # Also one that was there: whoever made it may not have come to this yet.
             fsync_directory(self.blobs)
+            self._durable.add(name)
 
     def quarantine(self, digest: Digest, report: bytes) -> Path | None:
         return self._directory.set_aside(digest, report)

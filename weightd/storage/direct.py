@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from weightd.core.budget import human
 from weightd.core.errors import AccessDenied, Corruption, DiskFull
 from weightd.core.parts import ALIGN
 
@@ -58,6 +59,16 @@ def damage_errors(what: str) -> Iterator[None]:
         if e.errno not in DAMAGE:
             raise
         raise Corruption(f"{what} cannot be read: {DAMAGE[e.errno]}") from None
+
+
+def check_free(directory: Path, size: int) -> None:
+    """Raises DiskFull unless the file system below `directory` has `size` bytes free for this user."""
+    free = free_bytes(directory)
+    if size > free:
+        raise DiskFull(
+            f"no space left below {directory}: {human(size)} wanted, {human(free)} free",
+            remedy="Free space there, or point weightd at a larger file system.",
+        )
 
 
 def open_direct(path: Path, flags: int, mode: int = 0o600) -> int:

@@ -7,14 +7,15 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from weightd.core.errors import PathInTheWay
+from weightd.core.lifecycle import IngestState
 from weightd.core.manifest import check_path
-from weightd.storage.direct import disk_errors, fsync_directory
-from weightd.storage.ingests import FileIngest, IngestDirectory
+from weightd.storage.direct import check_free, disk_errors, fsync_directory
+from weightd.storage.ingests import FileIngest, IngestDirectory, by_stem, missing
 from weightd.storage.owners import Owner, parse_owner, this_process
 
 EXPORT_MODE = 0o644
@@ -97,13 +98,20 @@ class ExportDirectory:
         self.check(path)
         return self._ingests.open(size, identities, part_size)
 
+    def check_room(self, wanted: Iterable[tuple[int, Sequence[str]]]) -> None:
+        """Raises DiskFull unless there is room for files of these sizes, of which what is kept under their identities
+        has some already."""
+        kept = by_stem(self._ingests.kept())
+        check_free(self.root, sum(missing(size, identities, kept) for size, identities in wanted))
+
     def publish(self, files: dict[str, FileIngest]) -> None:
         """Make all files visible, each replacing an older one of its name; durable when this returns.
 
-        All that can be refused is refused before the first one appears.
+        All that can be refused is refused before the first one appears. Those that are VERIFYING were finished before.
         """
         for ingest in files.values():
-            ingest.finish()
+            if ingest.state is IngestState.OPEN:
+                ingest.finish()
         for path in files:
             target = self.check(path)
             with disk_errors(self.root):
@@ -111,7 +119,8 @@ class ExportDirectory:
         targets = {path: self.check(path) for path in files}
         for path, ingest in files.items():
             ingest.rename(targets[path])
-        fsync_directory(self.root)
+        for directory in {self.root, *(t.parent for t in targets.values())}:
+            fsync_directory(directory)
 
     def close(self, *, keep: bool = False) -> bool:
         """What was not published goes, and every directory that was made here and holds nothing. Idempotent.

@@ -14,7 +14,7 @@ import shutil
 import stat
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from weightd.core.lifecycle import INGEST, IngestState, Lifecycle
 from weightd.storage.direct import damage_errors, disk_errors, fsync_directory, open_direct, pread_all, pwrite_all
 from weightd.storage.ledger import Ledger, LedgerHeader
 from weightd.storage.owners import parse_owner, this_process
+from weightd.storage.pages import footprint
 
 KEEP_S: Final = 7 * 86400.0
 """How long nobody has to come back for an ingest before a start drops it."""
@@ -39,10 +40,29 @@ class Kept:
     size: int
     used: float
 
+    @property
+    def stem(self) -> str:
+        """What `name_of` gives of its identity."""
+        return self.name.partition(".")[0]
+
 
 def name_of(identity: str) -> str:
     """The directory name of an identity, which may be long and hold anything."""
     return hashlib.sha256(identity.encode()).hexdigest()[:32]
+
+
+def by_stem(kept: Iterable[Kept]) -> dict[str, int]:
+    """Bytes on disk of what is kept."""
+    sizes: dict[str, int] = {}
+    for k in kept:
+        sizes[k.stem] = sizes.get(k.stem, 0) + k.size
+    return sizes
+
+
+def missing(size: int, identities: Iterable[str], kept: Mapping[str, int]) -> int:
+    """Bytes that an ingest of `size` bytes still takes on disk; `kept` as `by_stem` returns it."""
+    here = sum(kept.get(stem, 0) for stem in set(map(name_of, identities))) if kept else 0
+    return max(0, footprint(size) - here)
 
 
 class FileIngest:
@@ -144,14 +164,13 @@ class FileIngest:
                 (self.place / PROMISE).write_text(name)
 
     def rename(self, target: Path) -> None:
-        """Visible and durable under `target`, whose directory exists."""
+        """Visible under `target`, whose directory exists; durable once the caller has synced that."""
         with disk_errors(target.parent):
             try:
                 self.temporary.rename(target)
             except IsADirectoryError:
                 raise PathInTheWay(f"{target} is a directory", remedy="Move it away.") from None
         self._life.to(IngestState.COMMITTED)
-        fsync_directory(target.parent)
 
     def keep(self) -> bool:
         """Leave what is recorded for a later resume; False when there is nothing worth it, and then nothing stays."""
@@ -159,7 +178,7 @@ class FileIngest:
             if self.state is IngestState.OPEN and self._ledger is not None:
                 self._life.to(IngestState.KEPT)
                 self._owner.free(self.place)
-                self._owner.closed(self)
+                self._owner.closed(self, kept=True)
         self.abort()
         return self.state is IngestState.KEPT
 
@@ -188,6 +207,7 @@ class IngestDirectory:
         self.root, self.mode, self._aside = root, mode, aside
         self._process = this_process()
         self._open: set[str] = set()
+        self._found: dict[str, list[Path]] | None = None
         self._lock = threading.Lock()
 
     def open(self, size: int, identities: Sequence[str], part_size: int) -> FileIngest:
@@ -224,13 +244,15 @@ class IngestDirectory:
         owner = parse_owner(name.rpartition(".")[2])
         return owner is not None and owner != self._process and owner.alive
 
-    def closed(self, ingest: FileIngest) -> None:
-        """It is this process's no more."""
+    def closed(self, ingest: FileIngest, *, kept: bool = False) -> None:
+        """It is this process's no more; `kept`: it waits to be resumed."""
         with self._lock:
             self._open.discard(ingest.place.name)
+            if kept:
+                self._found = None
 
     def _claim(self, identity: str, size: int) -> FileIngest | None:
-        for path in self._waiting(name_of(identity)):
+        for path in self._waiting_for(name_of(identity)):
             read = Ledger.read(path / LEDGER)
             if read is None or read[0].header.identity != identity or read[0].header.size != size:
                 _remove(path)
@@ -251,13 +273,26 @@ class IngestDirectory:
             ingest.abort()
         return None
 
-    def _waiting(self, name: str = "*") -> list[Path]:
+    def _waiting(self) -> list[Path]:
         """Directories that may be resumed and that this process does not use, the latest used first."""
         with self._lock:
             roots = [self.root] if self._aside is None else [self.root, self._aside]
-            places = [p for r in roots for p in r.glob(f"{name}.*")]
+            places = [p for r in roots for p in r.glob("*.*")]
             found = [p for p in places if not self._in_use(p.name) and _is_directory(p)]
-        return sorted(found, key=_used, reverse=True)
+            found.sort(key=_used, reverse=True)
+            self._found = {}
+            for path in found:
+                self._found.setdefault(path.name.partition(".")[0], []).append(path)
+        return found
+
+    def _waiting_for(self, name: str) -> list[Path]:
+        """Those of one name, as they were when the directory was read last: that takes too long to do it for each of
+        many files. One that another process keeps meanwhile is found by the next look at all."""
+        if self._found is None:
+            self._waiting()
+        with self._lock:
+            places = (self._found or {}).get(name, [])
+            return [p for p in places if not self._in_use(p.name) and _is_directory(p)]
 
     def adopt(self, path: Path, header: LedgerHeader, checksums: Sequence[bytes]) -> bool:
         """Make the file at `path`, some of whose parts may be damaged, an ingest to be resumed; each part will be
@@ -275,7 +310,7 @@ class IngestDirectory:
             ingest.abort()
             return False
         self.free(ingest.place)
-        self.closed(ingest)
+        self.closed(ingest, kept=True)
         return True
 
     def restore(self, name: str, path: Path) -> bool:
@@ -294,12 +329,13 @@ class IngestDirectory:
 
     def set_aside(self, identity: str, report: bytes) -> Path | None:
         """Move the kept ingest of `identity` to where people look for what is damaged."""
-        for place in self._waiting(name_of(identity)):
+        for place in self._waiting_for(name_of(identity)):
             if self._aside is None or place.parent == self._aside:
                 continue
             with disk_errors(self._aside.parent), suppress(FileNotFoundError):  # somebody resumes it just now
                 self._aside.mkdir(mode=0o750, exist_ok=True)
                 (place / REPORT).write_bytes(report)
+                self._found = None
                 return place.rename(self._aside / place.name)
         return None
 
@@ -310,6 +346,7 @@ class IngestDirectory:
             if _is_directory(path):
                 with suppress(FileNotFoundError):
                     path.rename(self.root / path.name)
+        self._found = None
 
     def kept(self) -> list[Kept]:
         """What waits to be resumed, the longest unused first."""

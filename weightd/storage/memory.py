@@ -107,9 +107,12 @@ class MemorySegmentStore:
         self.objects = {} if objects is None else objects
 
     def create(self, label: str, size: int) -> MemorySegment:
-        if footprint(size) > self.free():
-            raise ShmFull(f"memory is full: {size} bytes wanted, {self.free()} free", remedy="Use a larger one.")
+        self.check_room(footprint(size))
         return MemorySegment(self, f"{self._prefix}{label}-{secrets.token_hex(6)}" if size else "", size)
+
+    def check_room(self, size: int) -> None:
+        if size > self.free():
+            raise ShmFull(f"memory is full: {size} bytes wanted, {self.free()} free", remedy="Use a larger one.")
 
     def free(self) -> int:
         return self._capacity - sum(footprint(len(o.data)) for o in self.objects.values())
@@ -207,10 +210,13 @@ class MemoryBlobStore:
                 kept = self.keeping.pop(name_of(identity), None)
                 if kept is not None and kept.size == size:
                     return kept.successor()
-            if size > self.free():
-                raise DiskFull(f"memory is full: {size} bytes wanted, {self.free()} free", remedy="Use a larger one.")
+            self.check_room(size)
             identity = identities[0] if identities and 0 < part_size < size else ""
             return MemoryIngest(self, size, identity, part_size)
+
+    def check_room(self, size: int) -> None:
+        if size > self.free():
+            raise DiskFull(f"memory is full: {size} bytes wanted, {self.free()} free", remedy="Use a larger one.")
 
     def salvage(self, digest: Digest, size: int, part_size: int, checksums: Sequence[bytes]) -> bool:
         data = self.blobs.pop(digest, None)

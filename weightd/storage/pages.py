@@ -46,9 +46,9 @@ def huge_mode(path: Path, mounts: str | None = None) -> str:
 class Allocator:
     """Backs the bytes of one mapped file before they are touched: OSError ENOSPC here, never SIGBUS later.
 
-    Where huge pages make allocation free, all is allocated at once. On 4 KiB pages (`huge=never`) each part is
-    allocated and mapped just before it is received, by the thread that receives it: the pages are still in its cache,
-    and the receivers do it side by side (docs/adr/0002).
+    Each part just before it is received, by the thread that receives it (docs/adr/0002): no call takes long, so that a
+    fetch can be cancelled between two. On 4 KiB pages (`huge=never`) it is mapped as well: its pages are still in that
+    thread's cache, and the receivers do it side by side.
     """
 
     def __init__(self, fd: int, size: int, mapping: mmap.mmap, mode: str) -> None:
@@ -57,15 +57,14 @@ class Allocator:
         self._address = ctypes.addressof(ctypes.c_char.from_buffer(mapping))
         if mode == "advise":
             self._advise(0, size, mmap.MADV_HUGEPAGE)
-        elif mode != "never":
-            os.posix_fallocate(fd, 0, size)
 
     def prepare(self, offset: int, length: int) -> None:
         """`offset` is a multiple of PAGE. Any thread. Raises OSError."""
         if self._mode == "advise":
             self._advise(offset, length, MADV_POPULATE_WRITE)
-        elif self._mode == "never":
-            os.posix_fallocate(self._fd, offset, length)
+            return
+        os.posix_fallocate(self._fd, offset, length)
+        if self._mode == "never":
             try:
                 self._advise(offset, length, MADV_POPULATE_WRITE)
             except OSError as e:

@@ -78,6 +78,10 @@ class SegmentStore(Protocol):
         """
         ...
 
+    def check_room(self, size: int) -> None:
+        """Raises ShmFull unless the file system has room for segments of `size` bytes together."""
+        ...
+
     def free(self) -> int:
         """Bytes free on the file system below."""
         ...
@@ -148,6 +152,10 @@ class BlobStore(Protocol):
         A new one of more than one part of `part_size` bytes may be resumed later under `identities[0]`. No two
         processes get the same ingest. Raises DiskFull; then nothing is left behind.
         """
+        ...
+
+    def check_room(self, size: int) -> None:
+        """Raises DiskFull unless the file system has room for ingests of `size` bytes together."""
         ...
 
     def salvage(self, digest: Digest, size: int, part_size: int, checksums: Sequence[bytes]) -> bool:

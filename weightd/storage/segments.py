@@ -7,6 +7,8 @@ import mmap
 import os
 import re
 import secrets
+import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -89,7 +91,8 @@ class PosixSegment:
                 os.fchown(self._fd, -1, group)
             os.ftruncate(self._fd, self.size)
             self._map = mmap.mmap(self._fd, self.size)
-            self._allocator = pages.Allocator(self._fd, self.size, self._map, pages.huge_mode(ROOT))
+            self._mode = pages.huge_mode(ROOT)
+            self._allocator = pages.Allocator(self._fd, self.size, self._map, self._mode)
             self._view = memoryview(self._map)
         except BaseException:
             self.unlink()
@@ -122,7 +125,7 @@ class PosixSegment:
     def seal(self) -> None:
         if self.size and self.state is SegmentState.CREATED:
             # Modes do not stop maps that exist, and ours is the only writable one: it goes before anyone can open.
-            if pages.huge_mode(ROOT) != "never":
+            if self._mode != "never":
                 self.huge_bytes = pages.pmd_mapped(self.path)
             self._unmap()
             if not self._is_ours():
@@ -205,16 +208,21 @@ class PosixSegmentStore:
             raise ValueError(f"owner {owner!r} is not letters and digits")
         self._prefix = f"{PREFIX}-{owner}-"
         self._group = group
-        self._live: set[PosixSegment] = set()
+        self._live: weakref.WeakSet[PosixSegment] = weakref.WeakSet()
+        self._lock = threading.Lock()
 
     def create(self, label: str, size: int) -> PosixSegment:
         name = f"/{self._prefix}{label[:40]}-{secrets.token_hex(6)}" if size else ""
-        if size > self.free():
-            raise shm_full(size)
+        self.check_room(size)
         with shm_errors(size):
             segment = PosixSegment(name, size, self._group)
-        self._live.add(segment)
+        with self._lock:
+            self._live.add(segment)
         return segment
+
+    def check_room(self, size: int) -> None:
+        if size > self.free():
+            raise shm_full(size)
 
     def free(self) -> int:
         return _room()[0]
@@ -223,8 +231,9 @@ class PosixSegmentStore:
         return _room()[1]
 
     def huge_bytes(self) -> int:
-        self._live = {s for s in self._live if s.state is not SegmentState.UNLINKED}
-        return sum(s.huge_bytes for s in self._live)
+        with self._lock:
+            live = list(self._live)
+        return sum(s.huge_bytes for s in live if s.state is not SegmentState.UNLINKED)
 
     def drop_leftovers(self) -> int:
         dropped = 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -175,17 +175,22 @@ class State:
 
     def put_blob(self, blob: BlobRecord, source_key: str = "") -> None:
         """Record a blob and, where its source names a version, that this version has these bytes."""
+        self.put_blobs([(blob, source_key)])
+
+    def put_blobs(self, blobs: Iterable[tuple[BlobRecord, str]]) -> None:
+        """Several blobs, each with its source key or "", all of them or none: for the price of one on the disk."""
         with self._transaction() as db:
-            db.execute(
-                "INSERT OR REPLACE INTO blobs (digest, size, verification, part_size, checksums, last_verified)"
-                " VALUES (?, ?, ?, ?, ?, ?)",
-                (
-                    *(blob.digest, blob.size, int(blob.verification), blob.part_size, blob.checksums),
-                    blob.last_verified,
-                ),
-            )
-            if source_key:
-                db.execute("INSERT OR REPLACE INTO seen VALUES (?, ?)", (source_key, blob.digest))
+            for blob, source_key in blobs:
+                db.execute(
+                    "INSERT OR REPLACE INTO blobs (digest, size, verification, part_size, checksums, last_verified)"
+                    " VALUES (?, ?, ?, ?, ?, ?)",
+                    (
+                        *(blob.digest, blob.size, int(blob.verification), blob.part_size, blob.checksums),
+                        blob.last_verified,
+                    ),
+                )
+                if source_key:
+                    db.execute("INSERT OR REPLACE INTO seen VALUES (?, ?)", (source_key, blob.digest))
 
     def set_verified(self, digest: Digest, when: float) -> None:
         """All of a recorded blob was compared with its digest at `when`, in Unix seconds."""
