@@ -162,6 +162,26 @@ async def test_cancelled(tmp_path: Path, moment: str) -> None:
     assert moving_threads() == []
 
 
+@pytest.mark.parametrize("age", [0, 8 * 86400])
+async def test_what_was_kept_of_a_version_that_is_no_more(tmp_path: Path, age: int) -> None:
+    """It may be another command's, and so stays; after a week it goes."""
+    source, new = origin(), pattern(20 * PART, "new")
+    source.hold(lambda path, offset: path == "copy.bin" and offset >= 9 * PART)
+    task = asyncio.create_task(export(source, tmp_path))
+    await asyncio.to_thread(source.reached.wait, SECONDS)
+    task.cancel()
+    await asyncio.wait([task])
+    source.release()
+    ledgers = list(tmp_path.glob(".weightd-*/*/ledger"))
+    assert ledgers
+    for ledger in ledgers:
+        os.utime(ledger, (ledger.stat().st_mtime - age,) * 2)
+    source.models = {REF: {"model.bin": Served(new)}}
+    await export(source, tmp_path)
+    assert (tmp_path / "model.bin").read_bytes() == new
+    assert len(list(tmp_path.glob(".weightd-*/*/ledger"))) == (0 if age else len(ledgers))
+
+
 async def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     """48 MiB by slabs of 12 x 64 KiB, in a process of its own: its peak is compared with the same without a file."""
     code = (

@@ -51,6 +51,8 @@ class ExportDirectory:
         self._lock = _lock(self._work)
         for other in self.root.glob(f"{TEMPORARY}*"):
             self._take_over(other)
+        # Else what was kept of a version that is no more would stay in the user's directory for ever.
+        self._ingests.drop_leftovers()
 
     def _take_over(self, other: Path) -> None:
         """Two things say that its process lives: the process table, and a flock for hosts that share a disk."""
