@@ -330,6 +330,26 @@ async def test_a_process_that_hangs_is_killed_when_its_reader_is_aborted(
     assert running(source) == 0
 
 
+async def test_a_channel_that_ends_in_mid_request_ends_no_other(
+    origin: Origin, source: HttpSource, slabs: Slabs
+) -> None:
+    """As all of them do when the daemon is killed."""
+    file = await pin(source, origin)
+    one = make(source, file, slabs)
+    one.start(0, SIZE)
+    (pid,) = pids(source)
+    before = len(os.listdir(f"/proc/{pid}/fd"))
+    assert one._line is not None
+    one._line.channel.shutdown()
+    async with asyncio.timeout(20):
+        while runs(pid) and len(os.listdir(f"/proc/{pid}/fd")) >= before:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert pids(source) == [pid]
+    with closing(make(source, file, slabs)) as other:
+        assert read(other, slabs.views[1]) == DATA
+    one.close()
+
+
 async def test_signals_to_the_group_do_not_end_it(origin: Origin, source: HttpSource, slabs: Slabs) -> None:
     """systemd sends SIGTERM to all processes of a unit; the daemon still finishes what it drains."""
     file = await pin(source, origin)

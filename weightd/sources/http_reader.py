@@ -250,8 +250,10 @@ class HttpReader:
         self._pool.routes.wake()
 
     def close(self) -> None:
-        self._leave()
-        self._release()
+        try:
+            self._leave()
+        finally:
+            self._release()
 
     def _release(self) -> None:
         connection, self._connection = self._connection, None

@@ -110,7 +110,9 @@ class Service:
         except (EOFError, BrokenPipeError, ConnectionResetError):
             pass
         finally:
-            self._close()
+            with suppress(EOFError, BrokenPipeError, ConnectionResetError):
+                # In mid-request it would tell the daemon that it leaves, who knows it by the end of the channel.
+                self._close()
             self._pool.close()
             self._channel.close()
 
