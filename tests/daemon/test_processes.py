@@ -122,3 +122,14 @@ def test_ctrl_c_ends_it_at_once(home: Path, origin: Origin) -> None:
     assert fetch.wait(PATIENCE) == 130
     assert received
     assert not [p for p in received if Path(f"/proc/{p}").exists()]
+
+
+def test_a_stream_that_breaks_off_is_read_again_from_its_start(home: Path, origin: Origin) -> None:
+    """And compared with what is here already."""
+    whole = Fault(no_ranges=True)
+    origin.fault("model.bin", whole, times=1)  # of the probe
+    origin.fault("model.bin", Fault(no_ranges=True, short=3 * MIB + 200_000), times=1)
+    origin.fault("model.bin", whole)
+    with Served(home, "--config", str(home / "config.toml")) as served, Client(served.ready().socket) as client:
+        check(client.fetch(origin.url("model.bin")), DATA)
+        assert [r.headers.get("range") for r in origin.requests].count(None) == 2

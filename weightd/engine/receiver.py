@@ -210,7 +210,8 @@ class Receiver:
             # A receiver works on few files at a time: connections to those behind are not kept.
             while len(self._readers) >= 2:
                 self._close(self._readers.pop(next(iter(self._readers))))
-            reader = self._readers[job] = job.receiver()
+            # A stream that is begun again is read into memory that is nobody else's: not in another process.
+            reader = self._readers[job] = job.receiver() if job.ranges else job.reader()
             self._work.requests.opened(reader)
         return reader
 
