@@ -19,6 +19,7 @@ from weightd.engine.export import fetch_to
 from weightd.engine.jobs import FileJob
 from weightd.engine.tasks import Pending
 from weightd.engine.transfer import Stopped, Transfer, TransferOptions
+from weightd.storage.ingests import IngestDirectory
 from weightd.storage.memory import MemorySegmentStore
 
 
@@ -194,3 +195,21 @@ async def test_what_gets_in_the_way_of_an_export_ends_it_and_costs_nothing(tmp_p
     await fetch_to(REF, tmp_path / "out", sources=origin, options=options)
     assert {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()} == FILES
     assert {path for path, _, _ in origin.starts}.isdisjoint({"big0", "big1"})
+
+
+async def test_what_is_kept_is_not_looked_for_anew_for_each_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[Path] = []
+    look = IngestDirectory._waiting
+
+    def counted(directory: IngestDirectory) -> list[Path]:
+        looks.append(directory.root)
+        return look(directory)
+
+    monkeypatch.setattr(IngestDirectory, "_waiting", counted)
+    await fetch_to(REF, tmp_path / "out", sources=crowd(), options=TransferOptions(PART))
+    async with running(tmp_path / "state", crowd()) as rig:
+        await rig.fetch()
+    # When they start and end, and when room is made; not for each of the files.
+    assert len(looks) < len(FILES) / 4

@@ -236,3 +236,41 @@ async def test_threads_end(tmp_path: Path) -> None:
         await export(origin(), tmp_path / str(i))
     assert threading.active_count() <= before + (os.cpu_count() or 1) + 4
     assert moving_threads() == []
+
+
+def breaking(source: Origin, path: str) -> None:
+    """From its sixth part on this file cannot be had."""
+
+    def broken(asked: str, offset: int, length: int) -> None:
+        if asked == path and offset >= 5 * PART:
+            raise SourceUnavailable("reset by peer")
+
+    source.on_start = broken
+
+
+async def test_what_is_kept_of_another_version_goes_when_one_is_there(tmp_path: Path) -> None:
+    source, options = origin(), TransferOptions(PART, receivers=1, attempts=1)
+    breaking(source, "big.bin")
+    with pytest.raises(SourceUnavailable):
+        await export(source, tmp_path, options=options)
+    breaking(source, "")
+    source.models[REF]["big.bin"] = Served(pattern(9 * PART + 1, "new"), etag="v2")
+    await export(source, tmp_path)
+    assert tree(tmp_path) == FILES | {"big.bin": pattern(9 * PART + 1, "new")}
+
+
+async def test_what_is_kept_of_another_model_stays(tmp_path: Path) -> None:
+    other = "http://origin/other/"
+    source, options = (
+        Origin({other: {"other.bin": Served(DATA)}, REF: {"x": Served(b"x")}}),
+        TransferOptions(PART, 1, attempts=1),
+    )
+    breaking(source, "other.bin")
+    with pytest.raises(SourceUnavailable):
+        await fetch_to(other, tmp_path, sources=source, options=options)
+    breaking(source, "")
+    await export(source, tmp_path)
+    source.starts.clear()
+    await fetch_to(other, tmp_path, sources=source, options=options)
+    assert {offset // PART for _, offset, _ in source.starts} == set(range(5, 10))
+    assert tree(tmp_path) == {"other.bin": DATA, "x": b"x"}

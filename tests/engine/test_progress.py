@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,13 @@ import pytest
 from tests.engine.rig import MIB, PART, REF, SECONDS, Origin, Served, one, pattern, running
 from weightd.core.errors import Draining, ModelNotFound, RefSyntax, SourceNotFound, TooSlow
 from weightd.core.lifecycle import DaemonState
+from weightd.core.manifest import FileSpec
 from weightd.core.progress import Phase, Progress
 from weightd.core.refs import parse_ref
 from weightd.engine.api import Event, EventKind, ModelState, Tier
 from weightd.engine.engine import Engine
 from weightd.engine.events import BACKLOG, Events
+from weightd.engine.tracker import Seen, Tracker
 
 DATA = pattern(9 * PART + 1)
 
@@ -107,6 +110,33 @@ async def test_progress_grows_to_the_whole(tmp_path: Path) -> None:
     assert [p.done for p in seen] == sorted(p.done for p in seen)
     assert {p.total for p in seen} - {0} == {len(DATA) + PART}
     assert Phase.FETCHING in {p.phase for p in seen}
+
+
+@dataclass
+class Coming:
+    file: FileSpec
+    done: int = 0
+
+
+def test_each_follower_is_told_of_all_files_once_and_then_of_those_that_came_further() -> None:
+    items = {name: Coming(FileSpec(name, 10, name)) for name in "abc"}
+    tracker = Tracker(Phase.FETCHING, tuple(i.file for i in items.values()), items)
+    early, late = Seen(), Seen()
+
+    def told(seen: Seen) -> dict[str, int]:
+        return {f.path: f.done for f in tracker.snapshot(0.0, seen).files}
+
+    assert told(early) == {"a": 0, "b": 0, "c": 0}
+    assert told(early) == {}
+    items["a"].done = 4
+    assert told(early) == told(early) == {"a": 4}
+    items["a"].done = items["b"].done = 10
+    assert told(early) == {"a": 10, "b": 10}
+    assert told(early) == {}
+    assert told(late) == {"a": 10, "b": 10, "c": 0}
+    assert told(late) == {}
+    tracker.items = {"c": items["c"]}  # planned anew
+    assert told(early) == told(late) == {"c": 0}
 
 
 async def test_a_load_says_that_it_is_one(tmp_path: Path) -> None:

@@ -164,6 +164,12 @@ class SegmentStoreSuite:
             store.create("a", IMPOSSIBLE)
         assert self.names(store) == set()
 
+    def test_says_whether_there_is_room(self, store: SegmentStore) -> None:
+        store.check_room(4096)
+        with pytest.raises(ShmFull):
+            store.check_room(store.total() + 4096)
+        assert self.names(store) == set()
+
     def test_leftovers_of_the_same_owner_go(self, store: SegmentStore) -> None:
         store.create("open", 10)
         store.create("sealed", 10).seal()
@@ -301,6 +307,11 @@ class BlobStoreSuite:
         with pytest.raises(DiskFull):
             store.ingest(IMPOSSIBLE)
         assert self.open_ingests(store) == 0
+
+    def test_says_whether_there_is_room(self, store: BlobStore) -> None:
+        store.check_room(4096)
+        with pytest.raises(DiskFull):
+            store.check_room(IMPOSSIBLE)
 
     @pytest.mark.parametrize("size", [0, 1, 4096, 5000])
     def test_a_shorter_blob_is_corruption(self, store: BlobStore, size: int) -> None:

@@ -182,6 +182,18 @@ def test_a_full_database_refuses_whole_transactions_and_works_on(state: State) -
     assert D2 in {b.digest for b in state.blobs()}
 
 
+def test_several_blobs_are_recorded_together_or_not_at_all(state: State) -> None:
+    state.put_blobs([(blob(), "source:x"), (blob(D2), "")])
+    assert {b.digest for b in state.blobs()} == {D1, D2}
+    assert state.seen() == {"source:x": D1}
+    state._open.execute("PRAGMA max_page_count = 1")
+    more = [(blob(Digest(f"sha256:{i:064x}"), size=40_960_000, parts=10_000), f"source:{i}") for i in range(9)]
+    with pytest.raises(DiskFull):
+        state.put_blobs(more)
+    assert {b.digest for b in state.blobs()} == {D1, D2}
+    assert state.seen() == {"source:x": D1}
+
+
 def test_an_error_of_the_caller_rolls_back(state: State) -> None:
     with pytest.raises(KeyboardInterrupt):
         with state._transaction() as db:

@@ -69,7 +69,8 @@ class _Export:
 
     @property
     def identities(self) -> list[str]:
-        return [self.file.source_key] if self.file.by_parts and self.file.source_key else []
+        """With the path: when it is published, what is kept of other versions of it is of no more use."""
+        return [f"{self.file.path}\0{self.file.source_key}"] if self.file.by_parts and self.file.source_key else []
 
 
 @dataclass(slots=True)
@@ -130,6 +131,8 @@ class _Plan:
 
     def publish(self) -> None:
         self.directory.publish({e.file.path: e.ingest for e in self.exports if e.ingest})
+        paths = {e.file.path for e in self.exports}
+        self.directory.drop_kept(lambda identity: identity.partition("\0")[0] in paths)
 
     def close(self, error: WeightdError | None = None) -> bool:
         """True when something was kept to be resumed: not of a file whose bytes are not those that were promised, and

@@ -124,6 +124,10 @@ class ExportDirectory:
         for directory in {self.root, *(t.parent for t in targets.values())}:
             fsync_directory(directory)
 
+    def drop_kept(self, unwanted: Callable[[str], bool]) -> None:
+        """Those of these identities will not be resumed."""
+        self._ingests.drop_kept(unwanted)
+
     def close(self, *, keep: bool = False) -> bool:
         """What was not published goes, and every directory that was made here and holds nothing. Idempotent.
 

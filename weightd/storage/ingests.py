@@ -14,7 +14,7 @@ import shutil
 import stat
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -359,6 +359,13 @@ class IngestDirectory:
                 for root in (self.root, self._aside):
                     if root is not None:
                         _remove(root / kept.name)
+
+    def drop_kept(self, unwanted: Callable[[str], bool]) -> None:
+        """All that wait to be resumed under such an identity."""
+        for path in self._waiting():
+            read = Ledger.read(path / LEDGER)
+            if read is not None and unwanted(read[0].header.identity):
+                _remove(path)
 
     def drop_leftovers(self) -> int:
         """Remove what an earlier process left and nobody can, or has come to, resume; returns how many."""
