@@ -110,6 +110,9 @@ class Origin:
     def reader(self, file: FileSpec, memory: object = None) -> _Reader:
         return _Reader(self, file)
 
+    def width(self, file: FileSpec) -> int:
+        return 4
+
     async def close(self) -> None:
         self.closed = True
 

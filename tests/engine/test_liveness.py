@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from pathlib import Path
@@ -201,3 +202,27 @@ async def test_little_is_lost_where_bytes_come_slowly(
         assert rig.content(model) == {"model.bin": data}
     assert asked[:2] == [LEAST, LEAST if slow else 2 * LEAST]
     assert sorted(origin.starts) == [("model.bin", 0, 4 * LEAST), ("model.bin", LEAST, 3 * LEAST)]
+
+
+async def test_as_many_receivers_as_their_origin_rewards(tmp_path: Path) -> None:
+    """More follow when it turns out to; each holds the memory of a part, so none waits with it for a turn."""
+    origin, wide = one(DATA), threading.Event()
+    origin.width = lambda file: 10 if wide.is_set() else 2  # type: ignore[method-assign]
+    origin.hold()
+
+    async def until(count: int) -> None:
+        async with asyncio.timeout(20):
+            while len(origin.readers) < count:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+
+    async with running(tmp_path, origin, receivers=6) as rig:
+        fetch = asyncio.create_task(rig.fetch())
+        await until(4)  # Before the first part is taken nobody knows the origin: four begin.
+        await asyncio.sleep(0.3)
+        assert len(origin.readers) == 4
+        wide.set()
+        await until(6)
+        await asyncio.sleep(0.3)
+        assert len(origin.readers) == 6, "no more than are configured"
+        origin.release()
+        assert rig.content(await fetch) == {"model.bin": DATA}

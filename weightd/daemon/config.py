@@ -50,7 +50,7 @@ class FetchSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`[fetch]` as it is written."""
 
     part_size: str | int = "16MiB"
-    receivers: int = 4
+    receivers: int = 16
     processes: int = 0
     transfers: int = 2
     hash_threads: int = 2

@@ -118,6 +118,7 @@ class _Plan:
             e.file.size,
             part_size=part_size,
             reader=partial(self.sources.reader, e.file),
+            width=partial(self.sources.width, e.file),
             receiver=partial(self.sources.reader, e.file, slabs.shared(part_size)),
             buffers=slabs,
             ranges=e.file.by_parts,

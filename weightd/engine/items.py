@@ -19,6 +19,9 @@ from weightd.sources.protocols import Source
 from weightd.storage.pages import footprint
 from weightd.storage.protocols import BlobStore, Ingest, Segment
 
+LOADERS = 8
+"""Threads that read one drive: 4 to 8 reach its limit (measured, DESIGN §4)."""
+
 
 @dataclass(slots=True)
 class Claim:
@@ -134,6 +137,7 @@ class Item:
                 self.file.size,
                 part_size=self.part_size,
                 reader=partial(sources.reader, self.file),
+                width=partial(sources.width, self.file),
                 receiver=partial(sources.reader, self.file, buffers.shared(self.part_size)),
                 buffers=buffers,
                 ranges=self.file.by_parts,
@@ -152,6 +156,7 @@ class Item:
             reader=partial(LocalReader, partial(store.read, record.digest)),
             buffers=buffers,
             expected=self.held.checksums(),
+            width=lambda: LOADERS,
         )
         return job
 

@@ -18,7 +18,8 @@ from weightd.sources.protocols import Reader
 class FileJob:
     """Move one file of `size` bytes into `buffers`.
 
-    `reader` makes a Reader, `receiver` one whose views all lie in `buffers`. Without `ranges` the file comes as one
+    `reader` makes a Reader, `receiver` one whose views all lie in `buffers`; `width` says how many at a time
+    are worth their while. Without `ranges` the file comes as one
     stream. `write(offset, view)` puts a part on disk, None leaves that out; `record(checksums)` makes written parts
     durable, and with them that they are whole. `expected` are the recorded checksums of a blob that is loaded: each
     part is compared, and SHA-256 is not computed again. `held` are parts by index that `local` reads: they are not
@@ -42,13 +43,14 @@ class FileJob:
         held: Mapping[int, bytes] | None = None,
         local: Callable[[], Reader] | None = None,
         receiver: Callable[[], Reader] | None = None,
+        width: Callable[[], int] = lambda: 4,
         in_place: bool = True,
         crc: CrcAlgorithm | None = None,
     ) -> None:
         self.path, self.size, self.part_size = path, size, part_size
         self.parts = plan_parts(size, part_size)
         self.reader, self.buffers, self.ranges = reader, buffers, ranges
-        self.receiver = receiver or reader
+        self.receiver, self.width = receiver or reader, width
         self.write, self.record, self.expected = write, record, expected
         self.held, self.local, self.in_place = dict(held or {}) if ranges else {}, local, in_place
         self.checksums: list[bytes] = [b""] * len(self.parts)

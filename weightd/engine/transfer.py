@@ -24,6 +24,10 @@ from weightd.engine.tasks import Pending, Places, Task, order
 from weightd.engine.threads import step_back
 from weightd.engine.throttle import Throttle
 
+FIRST = 4
+"""Receivers before it is known where the first part comes from."""
+RAMP_S = 0.1
+"""How soon more receivers follow when an origin turns out to reward more requests."""
 PAUSE_S = 0.1
 """How soon a transfer that pauses sees that it was stopped."""
 GRACE_S = 0.5
@@ -38,7 +42,7 @@ class TransferOptions:
     `pause` seconds and double; `part_size` in bytes; `throttle` is shared by all transfers that have the same."""
 
     part_size: int = DEFAULT_PART
-    receivers: int = 4
+    receivers: int = 16
     hashers: int = 2
     writers: int = 2
     attempts: int = 5
@@ -48,7 +52,7 @@ class TransferOptions:
     @property
     def slabs(self) -> int:
         """Enough that receivers, hashers and writers of an NVMe-only transfer each have work."""
-        return self.receivers * 2 + self.hashers + self.writers
+        return self.receivers + 2 * (self.hashers + self.writers)
 
     @property
     def open_files(self) -> int:
@@ -79,6 +83,8 @@ class Transfer:
         self._places = Places(options.open_files)
         self._tasks = order(files, options.hashers, self._places, self.stopping)
         self._receivers = min(options.receivers, max(1, sum(f.parts if f.ranges else 1 for f in files)))
+        self._width: Callable[[], int] = lambda: FIRST
+        self._drained = False
         self._left = len(files)
         self._open: set[FileJob] = set()
         self._lock = threading.Lock()
@@ -92,13 +98,14 @@ class Transfer:
 
     def run(self) -> None:
         """Blocks until all files are done, or raises the first error; Stopped after `stop`."""
-        receivers = [
-            threading.Thread(target=self._receive, name=f"weightd-receive-{i}") for i in range(self._receivers)
-        ]
-        for thread in receivers:
-            thread.start()
-        while self._left and not self._over.wait(WATCH_S):
-            self.requests.replace_slow()
+        receivers: list[threading.Thread] = []
+        look_at = time.monotonic() + WATCH_S
+        while self._left and not self._over.is_set():
+            self._start_more(receivers)
+            self._over.wait(RAMP_S)
+            if time.monotonic() >= look_at:
+                self.requests.replace_slow()
+                look_at = time.monotonic() + WATCH_S
         self.stopping.set()
         for thread in receivers:
             thread.join()
@@ -111,6 +118,13 @@ class Transfer:
             pool.shutdown()
         if self._error is not None:
             raise self._error
+
+    def _start_more(self, receivers: list[threading.Thread]) -> None:
+        """As many as where the last part came from is worth: each holds the memory of a part while it waits."""
+        while not self._drained and len(receivers) < min(self._receivers, max(1, self._width())):
+            thread = threading.Thread(target=self._receive, name=f"weightd-receive-{len(receivers)}")
+            receivers.append(thread)
+            thread.start()
 
     def stop(self) -> None:
         """From any thread: `run` ends soon. Idempotent."""
@@ -142,6 +156,7 @@ class Transfer:
             while self._going and not self._going.wait(PAUSE_S) and not self.stopping.is_set():
                 pass
             while not self.stopping.is_set() and (task := next(self._tasks, None)) is not None:
+                self._width = task.job.width
                 with self._lock:
                     self._open.add(task.job)
                 if task.parts:
@@ -149,6 +164,7 @@ class Transfer:
                         raise Stopped
                     return task
                 self._complete(task.job)
+            self._drained = True
             return None
 
     def closed(self) -> None:

@@ -55,6 +55,8 @@ class Desk:
                 gate.throttled(float(rest[0] or 0.0))
             case "delay":
                 return gate.delay()
+            case "limit":
+                return gate.limit
         return None
 
     def _of_route(self, what: str, *rest: Plain) -> Told:
@@ -66,6 +68,8 @@ class Desk:
                 return Told(route=route)
             case "learned":
                 routes.learned(self._url, str(rest[0]))
+            case "where":
+                return Told(routes.where(self._url))
             case "current":
                 return Told(routes.current(self._url, int(rest[0] or 0)))
             case "refused":

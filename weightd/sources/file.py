@@ -25,6 +25,8 @@ from weightd.sources.protocols import Shared
 
 _READ = 8 << 20
 """Bytes of one preadv: an abort waits for no more than this."""
+WIDTH = 8
+"""Readers of one disk or mount: 4 to 8 threads reach the limit of a drive (measured, DESIGN §4)."""
 _OPEN = os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
 
 
@@ -62,6 +64,9 @@ class FileSource:
 
     def reader(self, file: FileSpec, memory: Shared | None = None) -> FileReader:
         return FileReader(file)
+
+    def width(self, file: FileSpec) -> int:
+        return WIDTH
 
     async def close(self) -> None:
         pass

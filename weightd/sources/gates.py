@@ -42,6 +42,12 @@ class Gate:
             self.running -= 1
             self._changed.notify()
 
+    @property
+    def limit(self) -> int:
+        """Requests at a time, as far as it is known what the origin rewards."""
+        with self._changed:
+            return self._pace.limit
+
     def delay(self) -> float:
         """Seconds that the origin asked everybody to wait; for those who do not wait in a thread."""
         with self._changed:

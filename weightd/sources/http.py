@@ -132,6 +132,10 @@ class HttpSource:
             return ProcessReader(file, memory, self._processes)
         return HttpReader(file, self._pool)
 
+    def width(self, file: FileSpec) -> int:
+        origin = urls.target(self._pool.routes.where(file.url)).origin
+        return self._pool.gates.of(origin).limit
+
     async def close(self) -> None:
         session, self._session = self._session, None
         if session is not None:

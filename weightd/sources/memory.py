@@ -13,6 +13,7 @@ from weightd.sources import net, urls
 from weightd.sources import safetensors_repo as repo
 from weightd.sources.protocols import Shared
 
+WIDTH = 4
 Hook = Callable[[str, int, int], None]
 """Called with a URL, an offset and a length; may raise a WeightdError, or block."""
 
@@ -69,6 +70,9 @@ class MemorySource:
 
     def reader(self, file: FileSpec, memory: Shared | None = None) -> MemoryReader:
         return MemoryReader(self, file)
+
+    def width(self, file: FileSpec) -> int:
+        return WIDTH
 
     async def close(self) -> None:
         pass

@@ -75,6 +75,11 @@ class Source(Protocol):
         another process may receive into it."""
         ...
 
+    def width(self, file: FileSpec) -> int:
+        """How many readers of it, and of others from where it comes, are worth their while now; at least 1. It
+        changes as more of them bring more, or are refused. Any thread; does not block."""
+        ...
+
     async def close(self) -> None:
         """Idempotent."""
         ...

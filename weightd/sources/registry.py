@@ -47,6 +47,9 @@ class Sources:
     def reader(self, file: FileSpec, memory: Shared | None = None) -> Reader:
         return self._of(file.url).reader(file, memory)
 
+    def width(self, file: FileSpec) -> int:
+        return self._of(file.url).width(file)
+
     async def close(self) -> None:
         for source in self._owned:
             await source.close()

@@ -26,6 +26,10 @@ class RemoteGate:
     def __init__(self, channel: Channel, origin: Origin) -> None:
         self._channel, self._origin = channel, origin
 
+    @property
+    def limit(self) -> int:
+        return int(_ask(self._channel, "gate.limit", *self._origin).value or 1)
+
     def enter(self, aborted: Callable[[], bool]) -> bool:
         return bool(_ask(self._channel, "gate.enter", *self._origin).value)
 
@@ -69,6 +73,9 @@ class RemoteRoutes:
 
     def done(self, url: str) -> None:
         _ask(self._channel, "route.done")
+
+    def where(self, url: str) -> str:
+        return str(_ask(self._channel, "route.where").value)
 
     def current(self, url: str, serial: int) -> bool:
         return bool(_ask(self._channel, "route.current", serial).value)

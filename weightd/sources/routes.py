@@ -73,6 +73,11 @@ class Routes:
                 self._changed.wait(CHECK_S)
             return None
 
+    def where(self, url: str) -> str:
+        """The address that is known, else the file's own."""
+        with self._changed:
+            return self._of(url).address or url
+
     def current(self, url: str, serial: int) -> bool:
         """Whether the route `serial` would still be given."""
         with self._changed:
