@@ -29,7 +29,7 @@ from weightd.storage.state import BlobRecord, ModelRecord, State
 
 T = TypeVar("T")
 
-IO_THREADS: Final = 8
+IO_THREADS: Final = 16
 """For blocking calls of all transfers together; so many files are made durable side by side."""
 
 
@@ -325,9 +325,10 @@ class Catalog:
 
     async def detach_unused(self, blobs: Iterable[Blob]) -> None:
         """Those that no model has: nobody can have mapped them."""
-        for blob in blobs:
-            if not any(model.has(blob) for model in self.models.values()):
-                await self.detach(blob)
+        async with self._publishing:  # a model that is being linked is not yet among them
+            for blob in blobs:
+                if not any(model.has(blob) for model in self.models.values()):
+                    await self.detach(blob)
 
     def _set_aside(self, blob: Blob) -> None:
         record = blob.record
