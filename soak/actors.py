@@ -19,7 +19,9 @@ from typing import Any
 from soak.host import WEIGHTD, Host
 from soak.journal import Journal, Violation
 from soak.plan import Export, Fetch, Hold, Step, Verify
+from soak.worker import digest as digest_of_view
 from soak.world import World
+from weightd.client.lease import Lease
 from weightd.client.types import CopyState, FileCheck, ModelInfo
 from weightd.core.digest import Digest
 from weightd.core.errors import WeightdError, all_errors
@@ -206,6 +208,16 @@ def hold(kit: Kit, step: Hold) -> str:
     if process.returncode:
         raise Violation(f"a worker ended with {process.returncode}: {errors[-2000:]}")
     return outcome
+
+
+def check_lease(kit: Kit, key: str, lease: Lease) -> None:
+    """In this process."""
+    for path, file in lease.files.items():
+        found = digest_of_view(file.buffer)
+        kit.check(key, path, found, "a mapped file")
+        if found != file.digest:
+            raise Violation(f"{key} {path} is mapped as {found}, its handle promised {file.digest}")
+        kit.journal.saw(file.length)
 
 
 def _object(line: str, code: int) -> dict[str, Any]:

@@ -10,12 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from soak.actors import DO, Cancelled, Kit, checked, digest_of_file, outcome_of
+from soak.actors import DO, Cancelled, Kit, check_lease, checked, digest_of_file, hung, outcome_of
 from soak.audit import check_after_start
 from soak.host import SHM
 from soak.journal import Violation
 from soak.origin import SoakOrigin
 from soak.plan import Break, Change, Damage, Fill, Kill, Rest, Step
+from soak.worker import WAIT_S
 from weightd.core.errors import Unavailable, WeightdError
 
 VERIFY_S = 60.0
@@ -65,13 +66,29 @@ def damage(kit: Kit, step: Damage) -> str:
         host.damaged = True
         kit.journal.count("blobs damaged")
         try:
-            _damage_blob(blobs[int(step.pick * len(blobs))], step)
+            blob = blobs[int(step.pick * len(blobs))]
+            _damage_blob(blob, step)
+            if step.acquire:
+                _acquire(kit, f"sha256:{blob.name}")
+            kit.stopping.wait(step.wait)
         except FileNotFoundError:
             return "gone meanwhile"
         finally:
             outcome = _verify_all(kit)
             host.disturbed += 1
     return outcome
+
+
+def _acquire(kit: Kit, digest: str) -> None:
+    """The models that have it."""
+    try:
+        with kit.host.client() as client, hung(kit, f"acquire {digest}"):
+            for model in client.models():
+                if digest in {f.digest for f in model.files}:
+                    with client.acquire(model.ref, timeout=WAIT_S) as lease:
+                        check_lease(kit, kit.world.key_of(model.ref), lease)
+    except WeightdError as e:
+        kit.journal.note("damage", f"acquire -> {outcome_of(e)}")
 
 
 def _held(kit: Kit) -> set[str]:

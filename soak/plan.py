@@ -61,11 +61,14 @@ class Verify(Step):
 
 @dataclass(frozen=True)
 class Damage(Step):
-    """To the blob at `pick` of those on disk, 0 to 1; then `verify`."""
+    """To the blob at `pick` of those on disk, 0 to 1. Whoever loads it may find it in the next `wait` seconds, with
+    `acquire` we do; then it is verified."""
 
     pick: float
     how: str
     where: float
+    wait: float
+    acquire: bool
 
 
 @dataclass(frozen=True)
@@ -156,8 +159,10 @@ def _damage(rng: random.Random) -> Step:
     return Damage(
         pause=rng.uniform(5.0, 20.0),
         pick=rng.random(),
-        how=rng.choice(["flip", "zero", "cut", "remove", "longer"]),
+        how=rng.choice(["flip", "flip", "zero", "cut", "remove", "longer"]),
         where=rng.random(),
+        wait=rng.choice([0.0, 2.0, 6.0]),
+        acquire=rng.random() < 0.5,
     )
 
 
