@@ -15,7 +15,7 @@ from soak.audit import check_after_start
 from soak.host import SHM
 from soak.journal import Violation
 from soak.origin import SoakOrigin
-from soak.plan import Break, Change, Damage, Fill, Kill, Rest, Step
+from soak.plan import Break, Change, Chase, Damage, Fill, Kill, Rest, Step
 from soak.worker import WAIT_S
 from weightd.core.errors import Unavailable, WeightdError
 
@@ -187,11 +187,16 @@ def tampering(origin: SoakOrigin) -> dict[type[Step], Callable[[Kit, Any], str]]
         kit.journal.note("origin", origin.change(step.name, step.factor))
         return "change"
 
+    def chase(kit: Kit, step: Chase) -> str:
+        found = origin.chase(step.seconds)
+        kit.journal.note("origin", found or "nothing is fetched")
+        return "change in mid-fetch" if found else "nothing to change"
+
     def break_(kit: Kit, step: Break) -> str:
         origin.break_(step.name, step.fault, step.times)
         return step.fault
 
-    return {Change: change, Break: break_}
+    return {Change: change, Chase: chase, Break: break_}
 
 
 def everything(origin: SoakOrigin) -> dict[type[Step], Callable[[Kit, Any], str]]:

@@ -68,6 +68,9 @@ class SoakOrigin(Origin):
         self._world = world
         self._stopping = _Patience()
         self.statuses: Counter[int] = Counter()
+        self._asked = threading.Condition()
+        self._last = ""
+        """The file of which a part that is not its first was asked for last."""
         for name, file in world.files.items():
             self._serve_version(file, world.current(name))
 
@@ -76,6 +79,14 @@ class SoakOrigin(Origin):
         version = self._world.next_version(name, factor)
         self._serve_version(self._world.files[name], version)
         return f"{name} is version {version.number}{'' if version.honest else ' (foreign)'}, {len(version.data)} bytes"
+
+    def chase(self, seconds: float) -> str:
+        """Change what is being fetched, as soon as something is. Returns what it is, "" when nothing was."""
+        with self._asked:
+            self._last = ""
+            self._asked.wait_for(lambda: self._last or self._stopping.is_set(), seconds)
+            name = self._last
+        return self.change(name, 1.0) if name else ""
 
     def break_(self, name: str, fault: str, times: int) -> None:
         """The next requests of `name` fail so."""
@@ -117,6 +128,10 @@ class SoakOrigin(Origin):
 
     def _answer(self, name: str, headers: Mapping[str, str], fault: Fault) -> _Answer:
         answer = super()._answer(name, headers, fault)
+        if answer.offset and not self._world.files[_plain(name)].pinned:
+            with self._asked:
+                self._last = _plain(name)
+                self._asked.notify_all()
         if isinstance(fault, Flip) and answer.file is not None and answer.file.data is not None and answer.length > 1:
             body = bytearray(answer.file.data[answer.offset : answer.offset + answer.length])
             body[len(body) // 2] ^= 0x10

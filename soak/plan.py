@@ -101,6 +101,13 @@ class Change(Step):
 
 
 @dataclass(frozen=True)
+class Chase(Step):
+    """Change the file of which a part is asked for next, in the middle of its fetch."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Break(Step):
     name: str
     fault: str
@@ -178,7 +185,9 @@ def _fill(rng: random.Random) -> Step:
 
 
 def _tamper(rng: random.Random) -> Step:
-    if rng.random() < 0.12:
+    if rng.random() < 0.1:
+        return Chase(rng.uniform(0.5, 4.0), seconds=3.0)
+    if rng.random() < 0.1:
         file = rng.choice([f for f in FILES if f.name != "big/model.safetensors" or rng.random() < 0.3])
         return Change(rng.uniform(0.5, 4.0), file.name, rng.choice([1.0, 1.0, 1.0, 0.9, 1.1]))
     file = rng.choice(FILES)
