@@ -184,7 +184,7 @@ def summary(measured: list[dict[str, Any]]) -> Table:
 
 
 def profile(case: Case, args: argparse.Namespace, console: Console) -> dict[str, Any]:
-    """weightd alone: into shared memory, and to NVMe (as `fetch --to`), both with SHA-256; after one receive unseen."""
+    """weightd alone: into shared memory, and to NVMe (as `fetch --to`), both with SHA-256."""
     found: dict[str, Any] = {"case": case._asdict()}
     with prepared(case, args) as (match, pages):
         for name, settings in match.weightd.items():

@@ -111,17 +111,17 @@ def path_between(client: str, server: str, scenario: Scenario, reports: list[wir
         down, up, NAME,
     )  # fmt: skip
     command = [sys.executable, "-m", "benchmarks.wire", msgspec.json.encode(plan).decode()]
-    process = subprocess.Popen(
+    with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=machine.die_with_parent
-    )
-    try:
-        if process.stdout is None or process.stdout.readline().strip() != "ready":
-            raise Unable(f"the path between the namespaces: {process.communicate()[1].strip()[-500:]}")
-        yield
-    finally:
-        process.terminate()
-        said = process.communicate()[0]
-    reports.append(msgspec.json.decode(said, type=wire.Report))
+    ) as process:
+        try:
+            if process.stdout is None or process.stdout.readline().strip() != "ready":
+                raise Unable(f"the path between the namespaces: {process.communicate()[1].strip()[-500:]}")
+            yield
+            process.terminate()
+            reports.append(msgspec.json.decode(process.communicate()[0], type=wire.Report))
+        finally:
+            process.terminate()
 
 
 class Race:

@@ -63,6 +63,12 @@ def test_a_command_that_fails_is_named() -> None:
             pass
 
 
+def test_a_path_that_cannot_be_made_says_why() -> None:
+    with netns.namespace("client") as client, pytest.raises(Unable, match="No such file"):
+        with shaped.path_between(client, f"{client}-none", shaped.SCENARIOS["cap"], []):
+            pass
+
+
 @pytest.mark.parametrize(
     "scenario",
     [
