@@ -89,7 +89,7 @@ class TestDirectoryBlobStore(BlobStoreSuite):
         self, store: DirectoryBlobStore, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         self.kept(store, pattern(2 * PART), 0)
-        used = ingests._used
+        used = ingests.used
 
         def resumed_meanwhile(path: Path) -> float:
             when = used(path)
@@ -97,7 +97,7 @@ class TestDirectoryBlobStore(BlobStoreSuite):
                 path.rename(path.with_suffix(".elsewhere"))
             return when
 
-        monkeypatch.setattr(ingests, "_used", resumed_meanwhile)
+        monkeypatch.setattr(ingests, "used", resumed_meanwhile)
         assert sum(k.size for k in store.kept()) == 0
 
     def test_an_ingest_that_another_process_took_is_not_written(self, store: DirectoryBlobStore) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from weightd.core.budget import Budget
-from weightd.storage.ingests import Kept, by_stem, name_of
+from weightd.storage.kept import Kept, by_stem, name_of
 from weightd.storage.protocols import BlobStore
 
 

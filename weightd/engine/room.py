@@ -9,7 +9,7 @@ from weightd.core.errors import DiskFull
 from weightd.engine.catalog import Catalog
 from weightd.engine.items import Item
 from weightd.engine.kept import KeptIngests
-from weightd.storage.ingests import missing
+from weightd.storage.kept import missing
 from weightd.storage.pages import footprint
 
 

@@ -15,7 +15,8 @@ from weightd.core.errors import PathInTheWay
 from weightd.core.lifecycle import IngestState
 from weightd.core.manifest import check_path
 from weightd.storage.direct import check_free, disk_errors, fsync_directory
-from weightd.storage.ingests import FileIngest, IngestDirectory, by_stem, missing
+from weightd.storage.ingests import FileIngest, IngestDirectory
+from weightd.storage.kept import by_stem, missing
 from weightd.storage.owners import Owner, parse_owner, this_process
 
 EXPORT_MODE = 0o644

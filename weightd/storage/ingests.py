@@ -7,62 +7,27 @@ resumes. While it is in use, the token begins with its process, and no other tak
 
 from __future__ import annotations
 
-import hashlib
 import os
 import secrets
 import shutil
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from weightd.core.errors import PathInTheWay, Unavailable, WeightdError
 from weightd.core.lifecycle import INGEST, IngestState, Lifecycle
 from weightd.storage.direct import damage_errors, disk_errors, fsync_directory, open_direct, pread_all, pwrite_all
+from weightd.storage.kept import LEDGER, Kept, allocated_below, name_of, used
 from weightd.storage.ledger import Ledger, LedgerHeader
 from weightd.storage.owners import parse_owner, this_process
-from weightd.storage.pages import footprint
 
 KEEP_S: Final = 7 * 86400.0
 """How long nobody has to come back for an ingest before a start drops it."""
-DATA, LEDGER, PROMISE, REPORT = "data", "ledger", "promise", "report.json"
-
-
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """An ingest that waits to be resumed: `size` in bytes on disk, `used` seconds since the epoch."""
-
-    name: str
-    size: int
-    used: float
-
-    @property
-    def stem(self) -> str:
-        """What `name_of` gives of its identity."""
-        return self.name.partition(".")[0]
-
-
-def name_of(identity: str) -> str:
-    """The directory name of an identity, which may be long and hold anything."""
-    return hashlib.sha256(identity.encode()).hexdigest()[:32]
-
-
-def by_stem(kept: Iterable[Kept]) -> dict[str, int]:
-    """Bytes on disk of what is kept."""
-    sizes: dict[str, int] = {}
-    for k in kept:
-        sizes[k.stem] = sizes.get(k.stem, 0) + k.size
-    return sizes
-
-
-def missing(size: int, identities: Iterable[str], kept: Mapping[str, int]) -> int:
-    """Bytes that an ingest of `size` bytes still takes on disk; `kept` as `by_stem` returns it."""
-    here = sum(kept.get(stem, 0) for stem in set(map(name_of, identities))) if kept else 0
-    return max(0, footprint(size) - here)
+DATA, PROMISE, REPORT = "data", "promise", "report.json"
 
 
 class FileIngest:
@@ -279,7 +244,7 @@ class IngestDirectory:
             roots = [self.root] if self._aside is None else [self.root, self._aside]
             places = [p for r in roots for p in r.glob("*.*")]
             found = [p for p in places if not self._in_use(p.name) and _is_directory(p)]
-            found.sort(key=_used, reverse=True)
+            found.sort(key=used, reverse=True)
             self._found = {}
             for path in found:
                 self._found.setdefault(path.name.partition(".")[0], []).append(path)
@@ -350,7 +315,7 @@ class IngestDirectory:
 
     def kept(self) -> list[Kept]:
         """What waits to be resumed, the longest unused first."""
-        return [Kept(p.name, _allocated_below(p), _used(p)) for p in reversed(self._waiting())]
+        return [Kept(p.name, allocated_below(p), used(p)) for p in reversed(self._waiting())]
 
     def drop(self, kept: Kept) -> None:
         """Idempotent; harmless for one that was resumed since."""
@@ -373,7 +338,7 @@ class IngestDirectory:
         waiting = self._waiting()
         for path in waiting:
             name = path.name.partition(".")[0]
-            if name in names or not _resumable(path) or time.time() - _used(path) > KEEP_S:
+            if name in names or not _resumable(path) or time.time() - used(path) > KEEP_S:
                 _remove(path)
                 count += 1
             names.add(name)
@@ -401,31 +366,6 @@ def _resumable(path: Path) -> bool:
 
 def _is_directory(path: Path) -> bool:
     return path.is_dir() and not path.is_symlink()
-
-
-def _used(path: Path) -> float:
-    """When a part was last recorded."""
-    for place in (path / LEDGER, path):
-        try:
-            return place.stat(follow_symlinks=False).st_mtime
-        except OSError:
-            continue
-    return 0.0
-
-
-def _allocated(path: Path) -> int:
-    try:
-        return path.stat(follow_symlinks=False).st_blocks * 512
-    except OSError:
-        return 0
-
-
-def _allocated_below(place: Path) -> int:
-    """0 for a directory that is resumed, and so renamed, at this moment."""
-    try:
-        return sum(map(_allocated, place.iterdir()))
-    except FileNotFoundError:
-        return 0
 
 
 def _remove(place: Path) -> None:

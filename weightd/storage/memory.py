@@ -18,7 +18,7 @@ from weightd.core.digest import Digest, hex_of
 from weightd.core.errors import Corruption, DiskFull, NotFound, ShmFull, Unavailable
 from weightd.core.lifecycle import INGEST, SEGMENT, IngestState, Lifecycle, SegmentState
 from weightd.core.parts import ALIGN
-from weightd.storage.ingests import Kept, name_of
+from weightd.storage.kept import Kept, name_of
 from weightd.storage.pages import footprint
 
 ROOT: Final = Path("/nonexistent/weightd-memory")

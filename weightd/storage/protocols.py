@@ -9,7 +9,7 @@ from typing import Protocol
 
 from weightd.core.digest import Digest
 from weightd.core.lifecycle import SegmentState
-from weightd.storage.ingests import Kept
+from weightd.storage.kept import Kept
 from weightd.storage.shared import SharedMap as Shared
 
 
