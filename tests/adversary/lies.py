@@ -35,7 +35,7 @@ def _shifted(told: Told, first: int, last: int) -> bool:
 
 def _other_bytes(told: Told, by: int) -> bool:
     """The head is right; the body is that of a range beside it."""
-    start = (told.first + by) % len(told.now.data)
+    start = (told.first + by) % max(1, len(told.now.data))
     return told.tell(body=(told.now.data * 2)[start : start + len(told.body)])
 
 
