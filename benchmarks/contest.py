@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -145,9 +146,15 @@ def _process(module: str, arguments: Iterable[Any], within: Sequence[str], limit
     except subprocess.TimeoutExpired:
         raise Unable(f"not done after {limit:.0f} s") from None
     if result.returncode:
-        last = [line for line in result.stderr.splitlines() if line.strip()][-1:]
-        raise Unable(f"{module}: {''.join(last)[-500:] or f'ended with {result.returncode}'}")
+        raise Unable(_reason(result.stderr) or f"{module} ended with {result.returncode}")
     return json.loads(result.stdout)
+
+
+def _reason(stderr: str) -> str:
+    """The line of a traceback that names the exception, else the last line."""
+    lines = [line for line in stderr.splitlines() if line.strip()]
+    named = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Unable|Exhausted|Corruption)\b", line)]
+    return (named or lines or [""])[-1].removeprefix("benchmarks.machine.Unable: ")[:500]
 
 
 def _side_by_side(digest: Callable[[Path], str], files: Sequence[Path]) -> list[str]:

@@ -137,10 +137,13 @@ def crt(goal: Goal) -> float:
 
 def _command(*arguments: str, text: str = "", **environment: str) -> float:
     def run() -> None:
-        subprocess.run(
-            arguments, check=True, stdout=subprocess.DEVNULL, input=text, text=True,
+        result = subprocess.run(
+            arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, input=text, text=True,
             env={**os.environ, **environment}, preexec_fn=die_with_parent,
         )  # fmt: skip
+        if result.returncode:
+            said = result.stderr.strip()[:300].replace("\n", " ") or "no word"
+            raise Unable(f"{Path(arguments[0]).name} ended with {result.returncode}: {said}")
 
     return _timed(run)
 
