@@ -20,6 +20,7 @@ from weightd.core.manifest import FileSpec, Manifest
 from weightd.core.refs import Ref, parse_ref
 from weightd.core.verification import Verification
 from weightd.engine.api import FileState, ModelState, Tier
+from weightd.engine.kept import KeptIngests
 from weightd.engine.records import Records
 from weightd.engine.threads import finish
 from weightd.storage.pages import footprint
@@ -154,6 +155,7 @@ class Catalog:
         self._io = ThreadPoolExecutor(IO_THREADS, "weightd-io")
         self._db = ThreadPoolExecutor(1, "weightd-state")
         self._closed = False
+        self.kept = KeptIngests(blobs, nvme, self.io)
         self.dropping = asyncio.Lock()
         """Held until what is dropped has been put where its repair finds it."""
         self._publishing = asyncio.Lock()
@@ -298,11 +300,15 @@ class Catalog:
     async def _drop_now(self, blob: Blob) -> None:
         del self.blobs[blob.record.digest]
         self.seen = {k: d for k, d in self.seen.items() if d != blob.record.digest}
-        self.nvme.free(footprint(blob.record.size))
         blob.nvme.to(Residency.EVICTING)
         self._reached[blob.record.digest] = blob.record.verification
-        await self._write(self._state.drop_blob, blob.record.digest)
-        await self.io(self._set_aside, blob)
+        try:
+            await self._write(self._state.drop_blob, blob.record.digest)
+            await self.io(self._set_aside, blob)
+            await self.kept.refresh()
+        finally:
+            # Not before it is counted as kept: somebody might take the room that it still has.
+            self.nvme.free(footprint(blob.record.size))
         blob.nvme.to(Residency.ABSENT)
         self.moved(blob)
 

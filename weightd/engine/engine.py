@@ -30,7 +30,6 @@ from weightd.engine.bring import Bringer
 from weightd.engine.catalog import Catalog, Model
 from weightd.engine.events import Events
 from weightd.engine.flights import Flight, Flights
-from weightd.engine.kept import KeptIngests
 from weightd.engine.lanes import Lanes
 from weightd.engine.mover import Mover
 from weightd.engine.patrol import Patrol, PatrolOptions
@@ -102,7 +101,7 @@ class Engine:
             shm=Budget("shm", options.shm_budget),
             nvme=Budget("nvme", options.nvme_budget),
         )
-        self._kept = KeptIngests(blobs, self._catalog.nvme, self._catalog.io)
+        self._kept = self._catalog.kept
         self._lanes = Lanes(options.transfers)
         self._mover = Mover(self._catalog, sources, options.transfer, self._lanes, self._kept)
         self._bringer = Bringer(self._catalog, self._mover)

@@ -16,13 +16,14 @@ from dataclasses import dataclass, field
 import msgspec
 
 from weightd.core.digest import Digest
-from weightd.core.errors import NotFound, WeightdError
+from weightd.core.errors import BudgetExceeded, NotFound, WeightdError
 from weightd.core.refs import Ref
 from weightd.engine.api import CopyState, EventKind, FileCheck, Tier, VerifyProgress, VerifyStatus
 from weightd.engine.catalog import Blob, Catalog, Model
 from weightd.engine.copies import Copies, Manner
 from weightd.engine.threads import in_own_thread
 from weightd.engine.transfer import Stopped
+from weightd.storage.pages import footprint
 
 TICK = 0.1
 """Seconds between two progress messages."""
@@ -162,13 +163,27 @@ class Scrubber:
         if shm is False:
             await self._catalog.detach(blob)
         if not nvme and shm:
-            await self._in_thread(self._copies.rewrite, threading.Event(), blob)
+            await self._rewrite(blob)
             return
         if not nvme:
             await self._catalog.drop(blob)
         await self._restore(model, Tier.NVME if shm is None else Tier.SHM)
         if blob.record.digest not in self._catalog.blobs:
             raise NotFound("the model was replaced meanwhile", remedy="Verify again.")
+
+    async def _rewrite(self, blob: Blob) -> None:
+        """NVMe from shared memory. Where the budget has no room for two, the damaged one goes first; should the new one
+        fail then, the next verification finds none and writes it."""
+        catalog, size = self._catalog, footprint(blob.record.size)
+        try:
+            catalog.nvme.reserve(size)
+        except BudgetExceeded:
+            size = 0
+            await catalog.io(catalog.store.delete, blob.record.digest)
+        try:
+            await self._in_thread(self._copies.rewrite, threading.Event(), blob)
+        finally:
+            catalog.nvme.cancel(size)
 
     async def _given_up(
         self, check: FileCheck, blob: Blob, error: WeightdError, *, nvme: bool, shm: bool | None
