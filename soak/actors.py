@@ -318,7 +318,7 @@ def verify(kit: Kit, step: Verify) -> str:
             return "lost"
         return "killed" if code == -signal.SIGKILL else _of_exit(code, output) if code else "ok"
     until = None if step.cancel is None else time.monotonic() + step.cancel
-    before, damaged = kit.host.disturbed, kit.host.damaged
+    before, damaged = kit.host.disturbed, kit.host.damaged or kit.host.lost
     try:
         checks = checked(kit, ref, step.quick, until)
     except Cancelled:

@@ -17,6 +17,7 @@ from soak.journal import Violation
 from soak.origin import SoakOrigin
 from soak.plan import Break, Change, Chase, Damage, Fill, Kill, Rest, Step
 from soak.worker import WAIT_S
+from weightd.client.types import CopyState
 from weightd.core.errors import Unavailable, WeightdError
 
 VERIFY_S = 60.0
@@ -29,7 +30,7 @@ def kill(kit: Kit, step: Kill) -> str:
         host.end(signal.SIGKILL if step.how == "kill" else signal.SIGTERM)
         if step.wipe:
             host.wipe()
-            host.damaged = False
+            host.damaged = host.lost = False
         elif step.ledger:
             _damage_ingest(kit, step.ledger)
         host.start()
@@ -139,6 +140,7 @@ def _verify_all(kit: Kit) -> str:
             continue
         _check_at_rest(kit)
         kit.host.damaged = False
+        kit.host.lost = kit.host.lost or any(CopyState.LOST in (c.nvme, c.shm) for c in checks)
         states = {s.name for c in checks for s in (c.nvme, c.shm)}
         return "repaired" if "REPAIRED" in states else "lost" if "LOST" in states else "not in use"
     return "cancelled"

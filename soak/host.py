@@ -81,6 +81,8 @@ class Host:
         """Counts what may take a file from under a reader: a daemon that ends or starts, a blob that is damaged."""
         self.damaged = False
         """Whether a blob is, or may be, damaged that no verification has come to since."""
+        self.lost = False
+        """Whether a blob could not be repaired, and is called lost from then on."""
         self.turn = threading.RLock()
         """Whoever has it is the only one to start, end or look at the whole of the daemon."""
         self.at_rest = threading.RLock()
