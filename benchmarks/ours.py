@@ -173,9 +173,10 @@ def _receive(sources: Any, files: Any, options: Any, given: Order) -> dict[str, 
                 job := FileJob(
                     file.path,
                     file.size,
-                    part_size=options.part_size,
+                    part_size=options.part_size_of(file.size),
                     reader=partial(sources.reader, file),
-                    receiver=partial(sources.reader, file, buffers.shared(options.part_size)),
+                    width=partial(sources.width, file),
+                    receiver=partial(sources.reader, file, buffers.shared(options.part_size_of(file.size))),
                     buffers=buffers,
                 )
             )

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weightd.core.parts import ALIGN, DEFAULT_PART, plan_parts
+from weightd.core.parts import ALIGN, DEFAULT_PART, MIB, fitting_part, plan_parts
 
 
 @given(st.integers(0, 200 * ALIGN), st.integers(1, 40))
@@ -41,3 +41,20 @@ def test_edges(size: int, lengths: list[int]) -> None:
 def test_unaligned_part_sizes_are_refused(part_size: int) -> None:
     with pytest.raises(ValueError):
         plan_parts(10, part_size)
+
+
+@pytest.mark.parametrize(
+    ("size", "most", "requests", "part"),
+    [
+        (0, 16 * MIB, 16, 4 * MIB),
+        (10 * MIB, 16 * MIB, 16, 4 * MIB),
+        (256 * MIB, 16 * MIB, 16, 4 * MIB),
+        (512 * MIB + 1, 16 * MIB, 16, 9 * MIB),
+        (1 << 30, 16 * MIB, 16, 16 * MIB),
+        (1 << 40, 16 * MIB, 16, 16 * MIB),
+        (1 << 30, 16 * MIB, 1, 16 * MIB),
+        (1 << 30, MIB, 16, MIB),
+    ],
+)
+def test_a_file_has_parts_enough_for_all_who_share_it(size: int, most: int, requests: int, part: int) -> None:
+    assert fitting_part(size, most, requests) == part

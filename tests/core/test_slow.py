@@ -20,6 +20,13 @@ def test_two_are_not_compared() -> None:
     assert slow({"a": 100.0, "b": 0.0}) == slow({}) == set()
 
 
+def test_the_last_ones_are_compared_with_those_that_ended() -> None:
+    assert slow({"a": 10.0}, [100.0, 90.0]) == {"a"}
+    assert slow({"a": 10.0, "b": 80.0}, [100.0]) == {"a"}
+    assert slow({"a": 10.0}, [100.0]) == set(), "two are still too few"
+    assert slow({"a": 10.0, "b": 10.0, "c": 10.0}, [100.0] * 8) == set(), "more at a time bring less each"
+
+
 @given(st.dictionaries(st.integers(), st.floats(0, 1e9), min_size=3))
 def test_never_more_than_half(rates: dict[int, float]) -> None:
     found = slow(rates)

@@ -74,9 +74,11 @@ def arm(monkeypatch: pytest.MonkeyPatch, where: str, number: int, crash: BaseExc
     return once
 
 
-def paced(monkeypatch: pytest.MonkeyPatch, origin: Origin) -> None:
-    """At most four parts are asked for that no record was begun for: so that there are several records."""
+def paced(monkeypatch: pytest.MonkeyPatch, origin: Origin, once: Once) -> None:
+    """At most four parts are asked for that no record was begun for: so that there are several records. The last part
+    comes after the crash, so that nothing is complete before."""
     changed, asked, noted = threading.Condition(), [0], [0]
+    last = (len(DATA) - 1) // PART * PART
     record = FileIngest.record
 
     def counted(ingest: FileIngest, parts: Mapping[int, bytes]) -> None:
@@ -89,6 +91,8 @@ def paced(monkeypatch: pytest.MonkeyPatch, origin: Origin) -> None:
         with changed:
             asked[0] += 1
             assert changed.wait_for(lambda: noted[0] >= asked[0] - 4, 30), "nothing is recorded"
+            while offset == last and not once.thread:
+                changed.wait(0.05)
 
     monkeypatch.setattr(FileIngest, "record", counted)
     monkeypatch.setattr(origin, "on_start", wait)
@@ -124,7 +128,7 @@ async def test_of_the_engine(
     async with running(tmp_path, origin, receivers=2) as rig:
         with monkeypatch.context() as patched:
             once = arm(patched, where, number, crash)
-            paced(patched, origin)
+            paced(patched, origin, once)
             with pytest.raises(type(crash), match=str(crash)):
                 await rig.fetch(tier=tier)
         assert once.thread.startswith(THREADS[where])
@@ -145,7 +149,7 @@ async def test_of_an_export(
     origin = one(DATA)
     with monkeypatch.context() as patched:
         once = arm(patched, where, number, crash)
-        paced(patched, origin)
+        paced(patched, origin, once)
         with pytest.raises(type(crash), match=str(crash)):
             await fetch_to("http://origin/model/", tmp_path / "out", sources=origin, options=OPTIONS)
     assert once.thread.startswith(THREADS[where])

@@ -30,7 +30,7 @@ from weightd.storage.state import State
 MIB = 1 << 20
 PART = 64 << 10
 REF = "http://origin/model/"
-SECONDS = 20
+SECONDS = 60
 """After which something that should have ended is called hung."""
 
 

@@ -51,6 +51,15 @@ def test_the_slow_one_is_replaced_once() -> None:
     assert [r.reader.aborts for r in running] == [0, 0, 0, 1]  # type: ignore[attr-defined]
 
 
+def test_the_last_one_is_compared_with_those_that_ended() -> None:
+    requests = Requests(100)
+    for request in begun(requests, 4):
+        request.add(1 << 40)
+        requests.end(request)
+    (last,) = begun(requests, 1)
+    assert look(requests, [last], [1]) == [True]
+
+
 def test_not_for_ever() -> None:
     """An origin where every other request is slow by nature is not asked again and again."""
     requests = Requests(0)
@@ -207,7 +216,7 @@ async def test_little_is_lost_where_bytes_come_slowly(
 async def test_as_many_receivers_as_their_origin_rewards(tmp_path: Path) -> None:
     """More follow when it turns out to; each holds the memory of a part, so none waits with it for a turn."""
     origin, wide = one(DATA), threading.Event()
-    origin.width = lambda file: 10 if wide.is_set() else 2  # type: ignore[method-assign]
+    origin.width = lambda file: 10 if wide.is_set() else 4  # type: ignore[method-assign]
     origin.hold()
 
     async def until(count: int) -> None:
@@ -217,7 +226,7 @@ async def test_as_many_receivers_as_their_origin_rewards(tmp_path: Path) -> None
 
     async with running(tmp_path, origin, receivers=6) as rig:
         fetch = asyncio.create_task(rig.fetch())
-        await until(4)  # Before the first part is taken nobody knows the origin: four begin.
+        await until(4)
         await asyncio.sleep(0.3)
         assert len(origin.readers) == 4
         wide.set()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 START = 4
 """Requests at a time to begin with: what browsers and download tools open without asking."""
-PERIOD_S = 0.5
+PERIOD_S = 0.2
 """Over which a rate is measured."""
 GAIN = 1.1
 """Twice the requests must bring at least so much more, or half of them were as good."""

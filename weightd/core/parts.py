@@ -11,6 +11,12 @@ ALIGN = 4096
 """Offsets and lengths of O_DIRECT writes; parts begin at multiples of it."""
 
 
+LEAST_PART = 2 * MIB
+"""A smaller range costs more to ask for than it saves at the end of a file."""
+ROUNDS = 4
+"""Ranges for each of the requests that may be under way: what is left to the slowest at the end is a part of a part."""
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
     """`index` counts from 0; `offset` and `length` are bytes within the file."""
@@ -18,6 +24,13 @@ class Part:
     index: int
     offset: int
     length: int
+
+
+def fitting_part(size: int, most: int, requests: int) -> int:
+    """Bytes of a part of a file of `size` that up to `requests` bring at a time: at most `most`, a multiple of ALIGN;
+    less for a file that would else have too few parts to share."""
+    fair = -(-size // (ROUNDS * max(1, requests)))
+    return min(most, max(LEAST_PART, -(-fair // MIB) * MIB))
 
 
 def plan_parts(size: int, part_size: int = DEFAULT_PART) -> list[Part]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from statistics import median
 from typing import TypeVar
 
@@ -14,11 +14,18 @@ FEWEST = 3
 """Requests under way that make a median worth something."""
 
 
-def slow(rates: Mapping[K, float]) -> set[K]:
-    """Of `rates` (bytes per second by request), those below a third of the median; none among fewer than three."""
-    if len(rates) < FEWEST:
+def slow(rates: Mapping[K, float], ended: Sequence[float] = ()) -> set[K]:
+    """Of `rates` (bytes per second by request), those below a third of the median; none among fewer than three.
+
+    `ended` are the rates of the last requests that have ended. They count where fewer than three are left: at the end
+    of a file the slow ones are among themselves. Not before, because with more requests each brings less.
+    """
+    known = list(rates.values())
+    if len(known) < FEWEST:
+        known += ended
+    if len(known) < FEWEST:
         return set()
-    limit = median(rates.values()) * THIRD
+    limit = median(known) * THIRD
     return {key for key, rate in rates.items() if rate < limit}
 
 

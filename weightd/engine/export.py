@@ -92,8 +92,8 @@ class _Plan:
 
     def transfer(self) -> Transfer:
         """Each file is opened when its turn comes; its ingest stays on disk, without a descriptor, to the end."""
-        size = self.options.part_size
-        largest = max((min(size, e.file.size) for e in self.exports), default=0)
+        size_of = self.options.part_size_of
+        largest = max((min(size_of(e.file.size), e.file.size) for e in self.exports), default=0)
         slabs = self.slabs = SlabBuffers(self.options.slabs, largest)
         by_job: dict[FileJob, _Export] = {}
 
@@ -106,13 +106,16 @@ class _Plan:
             _verify(by_job.pop(job), self.options, transfer.stopping)
             transfer.closed()
 
-        pending = [Pending(-(-e.file.size // size), e.file.by_parts, partial(opened, e)) for e in self.exports]
+        pending = [
+            Pending(-(-e.file.size // size_of(e.file.size)), e.file.by_parts, partial(opened, e)) for e in self.exports
+        ]
         transfer = Transfer(pending, self.options, received)
         return transfer
 
     def _open(self, e: _Export, slabs: SlabBuffers) -> FileJob:
-        ingest = e.ingest = self.directory.ingest(e.file.path, e.file.size, e.identities, self.options.part_size)
-        part_size = ingest.part_size or self.options.part_size
+        wanted = self.options.part_size_of(e.file.size)
+        ingest = e.ingest = self.directory.ingest(e.file.path, e.file.size, e.identities, wanted)
+        part_size = ingest.part_size or wanted
         job = e.job = FileJob(
             e.file.path,
             e.file.size,

@@ -98,7 +98,7 @@ class Mover:
     async def _move(self, items: list[Item], run: _Run) -> None:
         slabs = None
         try:
-            sizes = [min(self.options.part_size, i.file.size) for i in items if not i.into_shm]
+            sizes = [min(self.options.part_size_of(i.file.size), i.file.size) for i in items if not i.into_shm]
             if sizes:
                 slabs = SlabBuffers(self.options.slabs, max(sizes))
             await self._transfer(items, slabs, run)
@@ -119,7 +119,7 @@ class Mover:
             asyncio.run_coroutine_threadsafe(self._dropped(), loop).result()
         while True:
             try:
-                item.allocate(self.catalog, self.options.part_size)
+                item.allocate(self.catalog, self.options.part_size_of(item.file.size))
             except DiskFull:
                 if not asyncio.run_coroutine_threadsafe(self.kept.drop_oldest(), loop).result():
                     raise
@@ -158,7 +158,7 @@ class Mover:
             commits.add(task)
             task.add_done_callback(commits.discard)
 
-        pending = [i.pending(self.options.part_size, partial(opened, i)) for i in items]
+        pending = [i.pending(self.options.part_size_of(i.file.size), partial(opened, i)) for i in items]
         transfer = Transfer(pending, self.options, received, run.going)
         try:
             await self._run_transfer(transfer, items)

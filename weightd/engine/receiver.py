@@ -22,7 +22,7 @@ RECEIVE = 4 * MIB
 """At most so many bytes are asked for in one `readinto`, after which progress is counted and a stop is seen."""
 LEAST = MIB // 4
 """So many at first. What came of a `readinto` that fails is lost: where bytes come slowly, it asks for few."""
-BRISK_S = 0.1
+BRISK_S = 0.05
 """After one that took no longer, twice as many are asked for; after one that took three times as long, half."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from dataclasses import dataclass, field
 
 from weightd.core.slow import allowance, slow
@@ -11,6 +12,8 @@ from weightd.sources.protocols import Reader
 
 WATCH_S = 1.0
 """Seconds between two looks at the rates of requests."""
+ENDED = 8
+"""Requests whose rates are remembered after their end."""
 WORTH_S = 2.0
 """A request that would end sooner than this is left alone."""
 
@@ -23,6 +26,7 @@ class Request:
     left: int
     replaceable: bool
     moved: int = 0
+    began: float = field(default_factory=time.monotonic)
     replaced: bool = False
     looks: list[int] = field(default_factory=list)
     """`moved` at the last looks."""
@@ -41,6 +45,7 @@ class Requests:
         self._running: set[Request] = set()
         self._stopped = False
         self._looked = time.monotonic()
+        self._ended: deque[float] = deque(maxlen=ENDED)
         self.allowance = allowance(parts)
 
     def opened(self, reader: Reader) -> None:
@@ -65,6 +70,8 @@ class Requests:
     def end(self, request: Request) -> None:
         """After this it is not aborted for being slow. Idempotent."""
         with self._lock:
+            if request in self._running and request.moved:
+                self._ended.append(request.moved / max(time.monotonic() - request.began, 1e-3))
             self._running.discard(request)
 
     def abort(self) -> None:
@@ -82,7 +89,7 @@ class Requests:
         with self._lock:
             elapsed, self._looked = now - self._looked, now
             rates = {r: rate for r in self._running if (rate := _rate(r, elapsed)) is not None}
-            for request in slow(rates):
+            for request in slow(rates, self._ended):
                 if self.allowance and request.replaceable and request.left > rates[request] * WORTH_S:
                     self.allowance -= 1
                     request.replaced = True

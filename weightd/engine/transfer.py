@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from weightd.core.backoff import BASE_S
 from weightd.core.errors import Exhausted
-from weightd.core.parts import DEFAULT_PART, Part
+from weightd.core.parts import DEFAULT_PART, Part, fitting_part
 from weightd.engine.jobs import FileJob, Received
 from weightd.engine.receiver import Receiver, Stopped
 from weightd.engine.requests import WATCH_S, Requests
@@ -26,7 +26,7 @@ from weightd.engine.throttle import Throttle
 
 FIRST = 4
 """Receivers before it is known where the first part comes from."""
-RAMP_S = 0.1
+RAMP_S = 0.05
 """How soon more receivers follow when an origin turns out to reward more requests."""
 PAUSE_S = 0.1
 """How soon a transfer that pauses sees that it was stopped."""
@@ -39,7 +39,8 @@ __all__ = ["Stopped", "Transfer", "TransferOptions"]
 @dataclass(frozen=True, slots=True)
 class TransferOptions:
     """Threads of one transfer. `attempts` in a row per request, the first one included, with pauses that begin at up to
-    `pause` seconds and double; `part_size` in bytes; `throttle` is shared by all transfers that have the same."""
+    `pause` seconds and double; `part_size` in bytes, at most; `throttle` is shared by all transfers that have the
+    same."""
 
     part_size: int = DEFAULT_PART
     receivers: int = 16
@@ -48,6 +49,10 @@ class TransferOptions:
     attempts: int = 5
     pause: float = BASE_S
     throttle: Throttle | None = None
+
+    def part_size_of(self, size: int) -> int:
+        """Bytes of the parts of a file of `size`, when it is begun."""
+        return fitting_part(size, self.part_size, self.receivers)
 
     @property
     def slabs(self) -> int:
