@@ -96,9 +96,9 @@ def options() -> argparse.Namespace:
     parser.add_argument("--peers", nargs="+", choices=[*PEERS, BASELINE], default=[*PEERS, BASELINE])
     parser.add_argument("--also", nargs="+", action="append", type=parse_setting, metavar="KEY=VALUE",
                         help="one more weightd, with these keys of the configuration; repeatable; default:"
-                        " fetch.receivers=16")  # fmt: skip
+                        " fetch.receivers=4")  # fmt: skip
     args = parser.parse_args()
-    args.also = [[("fetch.receivers", 16)]] if args.also is None else args.also
+    args.also = [[("fetch.receivers", 4)]] if args.also is None else args.also
     return args
 
 
