@@ -21,7 +21,7 @@ from weightd.client.types import ModelInfo
 
 MIB = 1 << 20
 DATA = os.urandom(24 * MIB + 17)
-CONFIG = '[fetch]\npart_size = "1MiB"\nprocesses = 2\n[http]\nca_file = "ca.pem"\n'
+CONFIG = '[fetch]\npart_size = "1MiB"\nreceivers = 4\nprocesses = 2\n[http]\nca_file = "ca.pem"\n'
 
 
 @pytest.fixture

@@ -168,7 +168,7 @@ class _Reader:
     def finish(self) -> None:
         assert self._offset == self._end
 
-    def abort(self) -> None:
+    def abort(self, *, slow: bool = False) -> None:
         self.aborted = True
         self._origin.wake()
 

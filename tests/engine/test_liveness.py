@@ -26,7 +26,7 @@ class Fake:
 
     aborts = 0
 
-    def abort(self) -> None:
+    def abort(self, *, slow: bool = False) -> None:
         self.aborts += 1
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import select
 import signal
 import subprocess
@@ -29,14 +30,18 @@ from weightd.core.errors import (
     WeightdError,
 )
 from weightd.core.manifest import FileSpec, Validator
+from weightd.core.parts import Part
 from weightd.core.refs import parse_ref
+from weightd.engine.buffers import SlabBuffers
 from weightd.sources import process_reader
 from weightd.sources.connection import ConnectionPool, HttpOptions
 from weightd.sources.dial import Addresses, Place
 from weightd.sources.http import HttpSource
+from weightd.sources.messages import Channel, Read
 from weightd.sources.process_reader import ProcessReader
 from weightd.sources.processes import Processes
 from weightd.sources.proxies import Proxies, parse_proxy
+from weightd.sources.receiver_process import Window
 from weightd.storage.shared import Slabs
 
 SIZE = len(DATA)
@@ -381,8 +386,11 @@ async def test_after_close_no_process_runs(origin: Origin, slabs: Slabs) -> None
 
 PARENT = """
 import asyncio, sys, time
+from weightd.core.parts import Part
 from weightd.core.refs import parse_ref
+from weightd.engine.buffers import SlabBuffers
 from weightd.sources.http import HttpSource
+from weightd.sources.receiver_process import Window
 from weightd.storage.shared import Slabs
 source, slabs = HttpSource(processes=1), Slabs(1, 1 << 20)
 file = asyncio.run(source.resolve(parse_ref(sys.argv[1]))).files[0]
@@ -479,3 +487,43 @@ async def test_through_a_proxy(origin: Origin, slabs: Slabs) -> None:
         assert len(proxy.log) == before + 1
         reader.close()
         await source.close()
+
+
+def test_a_read_without_its_memory_ends_the_process(tmp_path: Path) -> None:
+    """A descriptor can be lost on the way: nothing may be received into memory that is nobody's."""
+    window = Window()
+    with pytest.raises(AssertionError, match="without the memory"):
+        window.view(0, 10)
+    ours, theirs = Channel.pair()
+    with theirs, (tmp_path / "file").open("wb") as file:
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        ours.send(Read(0, 10), file.fileno())
+        lowest = os.dup(file.fileno())
+        os.close(lowest)
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, limits[1]))
+            with pytest.raises(EOFError):
+                Channel(theirs).receive()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    ours.close()
+
+
+def test_no_slab_of_another_size_reaches_a_process() -> None:
+    """One that was made for a larger part is never given to a smaller one."""
+    buffers, stop = SlabBuffers(2, 4096), threading.Event()
+    shared = buffers.shared(4096)
+    assert shared is not None
+    assert buffers.shared(8192) is None
+    for _ in range(3):
+        assert buffers.reserve(stop)
+        large = buffers.acquire(Part(0, 0, 8192))
+        buffers.release(large)
+        assert buffers.reserve(stop)
+        assert buffers.reserve(stop)
+        views = [buffers.acquire(Part(i, 0, 4096)) for i in range(2)]
+        assert sorted(map(shared.offset_of, views)) == [0, 4096]
+        for view in views:
+            buffers.release(view)
+    assert len(buffers._large) == 1
+    buffers.close()

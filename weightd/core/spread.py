@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 REST_S = 60.0
 """For as long an address that failed goes behind the others."""
@@ -17,16 +17,16 @@ class Spread:
         self._bad_until: dict[str, float] = {}
 
     def known(self, addresses: Sequence[str]) -> None:
-        """What DNS says now, in its order, which decides between equals."""
+        """What DNS says now."""
         self._known = tuple(addresses)
         self._bad_until = {a: until for a, until in self._bad_until.items() if a in self._known}
 
-    def take(self, tried: Collection[str], now: float) -> str | None:
-        """The address for one more connection, which counts until `give`; none of `tried`. None: no other is left."""
-        left = [a for a in self._known if a not in tried]
-        if not left:
+    def take(self, among: Sequence[str], now: float) -> str | None:
+        """The address for one more connection, which counts until `give`; one of `among`, whose order decides between
+        equals: what DNS told whoever asks, and others may have been told otherwise. None when there are none."""
+        if not among:
             return None
-        best = min(left, key=lambda a: (self._bad(a, now), self._used.get(a, 0)))
+        best = min(among, key=lambda a: (self._bad(a, now), self._used.get(a, 0)))
         self._used[best] = self._used.get(best, 0) + 1
         return best
 

@@ -103,6 +103,8 @@ class Bringer:
             if blob is None:
                 return None
             await self._catalog.confirm(blob, file)
+            if self._catalog.blobs.get(blob.record.digest) is not blob:
+                return None
             digests[file.path] = blob.record.digest
         return digests
 

@@ -63,7 +63,8 @@ class SegmentBuffers:
 class SlabBuffers:
     """A fixed number of slabs, used again and again: memory does not grow with the file, nor with the number of files.
 
-    Each has `size` bytes until it is used for a part that is larger, as one of a file that was begun otherwise may be.
+    Each has `size` bytes. A part that is larger, as one of a file that was begun otherwise may be, gets memory of its
+    own.
 
     No deadlock: a receiver reserves memory before it takes a part, and keeps it while the part is tried again; parts
     are taken in the order of the file, and a part is hashed as soon as those before it are. So the first part of a
@@ -73,9 +74,10 @@ class SlabBuffers:
     def __init__(self, count: int, size: int) -> None:
         self._count, self._size = count, size
         self._slabs: Slabs | None = None
-        self._large: list[tuple[mmap.mmap, memoryview]] = []
+        self._large: list[mmap.mmap] = []
+        self._spare: list[memoryview] = []
         self._free: list[memoryview] = []
-        self._used: dict[int, memoryview] = {}
+        self._used: dict[int, tuple[memoryview, memoryview]] = {}
         self._room = count
         self._changed = threading.Condition()
 
@@ -102,23 +104,30 @@ class SlabBuffers:
     def acquire(self, part: Part) -> memoryview:
         with self._changed:
             self._made()
-            if part.length > len(self._free[-1]):
-                self._enlarge(part.length)
-            slab = self._free.pop()
-            view = slab[: part.length]
-            self._used[id(view)] = slab
+            slab = place = self._free.pop()
+            if part.length > len(slab):
+                place = self._larger(part.length)
+            view = place[: part.length]
+            self._used[id(view)] = (slab, place)
             return view
 
-    def _enlarge(self, size: int) -> None:
-        large = mmap.mmap(-1, footprint(size))
-        self._free[-1] = memoryview(large)
-        self._large.append((large, self._free[-1]))
+    def _larger(self, size: int) -> memoryview:
+        """In place of a slab, for a part of a file that was begun with larger ones; never for another part, whose
+        reader may be in another process."""
+        for place in self._spare:
+            if len(place) >= size:
+                self._spare.remove(place)
+                return place
+        self._large.append(mmap.mmap(-1, footprint(size)))
+        return memoryview(self._large[-1])
 
     def release(self, view: memoryview) -> None:
         with self._changed:
-            slab = self._used.pop(id(view))
+            slab, place = self._used.pop(id(view))
             view.release()
             self._free.append(slab)
+            if place is not slab:
+                self._spare.append(place)
             self._room += 1
             self._changed.notify()
 
@@ -126,7 +135,7 @@ class SlabBuffers:
         slabs, self._slabs = self._slabs, None
         if slabs is not None:
             slabs.close()
+        while self._spare:
+            self._spare.pop().release()
         while self._large:
-            large, view = self._large.pop()
-            view.release()
-            large.close()
+            self._large.pop().close()

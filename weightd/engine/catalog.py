@@ -176,7 +176,7 @@ class Catalog:
         return await finish(asyncio.get_running_loop().run_in_executor(threads, call, *args))
 
     def recording(self, digest: Digest) -> asyncio.Lock:
-        """Held by whoever records a blob of this digest, from the look whether it is known."""
+        """Held by whoever records or drops a blob of this digest, from the look whether it is known."""
         return self._recording.setdefault(digest, asyncio.Lock())
 
     async def start(self) -> None:
@@ -273,8 +273,11 @@ class Catalog:
     async def confirm(self, blob: Blob, file: FileSpec) -> None:
         """Somebody gave the digest of a blob that was not verified by it: now it is. A CRC that somebody gives proves
         nothing of bytes that were not compared with it, and changes nothing here."""
-        if file.digest == blob.record.digest and blob.record.verification < Verification.SHA256:
-            await self.record(msgspec.structs.replace(blob.record, verification=Verification.SHA256), "")
+        if file.digest != blob.record.digest or blob.record.verification >= Verification.SHA256:
+            return
+        async with self.recording(blob.record.digest):
+            if self.blobs.get(blob.record.digest) is blob:
+                await self.record(msgspec.structs.replace(blob.record, verification=Verification.SHA256), "")
 
     async def verified(self, blob: Blob, when: float) -> None:
         """Its copy on NVMe had its digest at `when`. Does nothing for a blob that was dropped since."""
@@ -293,7 +296,7 @@ class Catalog:
         await finish(asyncio.ensure_future(self._drop(blob)))
 
     async def _drop(self, blob: Blob) -> None:
-        async with self.dropping:
+        async with self.dropping, self.recording(blob.record.digest):
             if self.blobs.get(blob.record.digest) is blob:
                 await self._drop_now(blob)
 

@@ -191,7 +191,7 @@ class LocalReader:
     def finish(self) -> None:
         """The blob's size was checked when it was found."""
 
-    def abort(self) -> None:
+    def abort(self, *, slow: bool = False) -> None:
         """Reads of a disk end by themselves."""
 
     def close(self) -> None:

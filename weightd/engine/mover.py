@@ -227,14 +227,7 @@ class Mover:
         if ingest is None:
             raise AssertionError("a fetch without an ingest")
         view = item.segment.view if item.segment and item.file.size else None
-        written = digest not in self.catalog.blobs
-
-        def store() -> None:
-            check_format(item.file.path, item.file.size, view, ingest.read)
-            if written:
-                ingest.commit(digest)
-
-        await self.catalog.io(store)
+        await self.catalog.io(check_format, item.file.path, item.file.size, view, ingest.read)
         verification = verified(item.file, found)
         checksums = b"".join(item.job.checksums) if item.job else b""
         record = BlobRecord(digest, item.file.size, verification, item.part_size, checksums, time.time())
@@ -246,8 +239,7 @@ class Mover:
                 # What came now is not what stays on disk.
                 record = msgspec.structs.replace(record, last_verified=known.record.last_verified)
                 return await self.catalog.record(record, item.file.source_key)
-            if not written:  # the one that was here proved damaged in the meantime
-                await self.catalog.io(ingest.commit, digest)
+            await self.catalog.io(ingest.commit, digest)
             return await self._record_first(item, record)
 
     async def _record_first(self, item: Item, record: BlobRecord) -> Blob:

@@ -99,6 +99,10 @@ class Patrol:
         except (WeightdError, OSError) as e:
             self._failed(digest, f"cannot be verified now: {e}")
             return
+        except Exception as e:
+            log.exception("blob %s", digest)
+            self._failed(digest, f"cannot be verified: internal error {type(e).__name__}")
+            return
         if check is not None and CopyState.LOST in (check.nvme, check.shm):
             self._failed(digest, check.detail)
         elif self._catalog.blobs.get(digest) is blob and blob.record.last_verified == before:

@@ -94,7 +94,7 @@ class Requests:
                     self.allowance -= 1
                     request.replaced = True
                     self._running.discard(request)
-                    request.reader.abort()
+                    request.reader.abort(slow=True)
 
 
 def _rate(request: Request, elapsed: float) -> float | None:

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from weightd.core.backoff import BASE_S
-from weightd.core.errors import Exhausted
+from weightd.core.errors import Exhausted, Unavailable
 from weightd.core.parts import DEFAULT_PART, Part, fitting_part
 from weightd.engine.jobs import FileJob, Received
 from weightd.engine.receiver import Receiver, Stopped
@@ -104,6 +104,14 @@ class Transfer:
     def run(self) -> None:
         """Blocks until all files are done, or raises the first error; Stopped after `stop`."""
         receivers: list[threading.Thread] = []
+        try:
+            self._watch(receivers)
+        finally:
+            self._end(receivers)
+        if self._error is not None:
+            raise self._error
+
+    def _watch(self, receivers: list[threading.Thread]) -> None:
         look_at = time.monotonic() + WATCH_S
         while self._left and not self._over.is_set():
             self._start_more(receivers)
@@ -111,6 +119,8 @@ class Transfer:
             if time.monotonic() >= look_at:
                 self.requests.replace_slow()
                 look_at = time.monotonic() + WATCH_S
+
+    def _end(self, receivers: list[threading.Thread]) -> None:
         self.stopping.set()
         for thread in receivers:
             thread.join()
@@ -121,15 +131,19 @@ class Transfer:
             job.frontier.abandon()
         for pool in (self._writers, self._recorder, self._hashers):
             pool.shutdown()
-        if self._error is not None:
-            raise self._error
 
     def _start_more(self, receivers: list[threading.Thread]) -> None:
         """As many as where the last part came from is worth: each holds the memory of a part while it waits."""
         while not self._drained and len(receivers) < min(self._receivers, max(1, self._width())):
             thread = threading.Thread(target=self._receive, name=f"weightd-receive-{len(receivers)}")
+            try:
+                thread.start()
+            except RuntimeError as e:
+                if not receivers:
+                    raise Unavailable(f"no thread can be started: {e}", remedy="Raise the limit of tasks.") from None
+                self._receivers = len(receivers)  # As many as there can be.
+                return
             receivers.append(thread)
-            thread.start()
 
     def stop(self) -> None:
         """From any thread: `run` ends soon. Idempotent."""

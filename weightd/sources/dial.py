@@ -7,7 +7,7 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol, TypeVar
 
 from weightd.core.spread import Spread
@@ -28,7 +28,7 @@ class SharedAddresses(Protocol):
     """`Addresses`, wherever they are; see `weightd.sources.shared`."""
 
     def known(self, place: Place, addresses: Sequence[str]) -> None: ...
-    def take(self, place: Place, tried: Collection[str]) -> str | None: ...
+    def take(self, place: Place, among: Sequence[str]) -> str | None: ...
     def give(self, place: Place, address: str) -> None: ...
     def failed(self, place: Place, address: str) -> None: ...
     def avoided(self, place: Place, address: str) -> bool: ...
@@ -70,9 +70,9 @@ class Addresses:
         with self._lock:
             self._spreads.setdefault(place, Spread()).known(addresses)
 
-    def take(self, place: Place, tried: Collection[str]) -> str | None:
+    def take(self, place: Place, among: Sequence[str]) -> str | None:
         with self._lock:
-            return self._spreads[place].take(tried, time.monotonic())
+            return self._spreads[place].take(among, time.monotonic())
 
     def give(self, place: Place, address: str) -> None:
         with self._lock:
@@ -141,7 +141,9 @@ class Dialler:
 
     def _begin(self) -> bool:
         """Start one more attempt, if an address is left; one that fails at once makes room for the next."""
-        address = self._addresses.take(self._place, self._tried)
+        # Of what this thread was told: another may have been told of other addresses meanwhile.
+        left = [a for a in reversed(self._found or {}) if a not in self._tried]
+        address = self._addresses.take(self._place, left)
         if address is None:
             return False
         self._tried.append(address)

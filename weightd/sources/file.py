@@ -112,7 +112,7 @@ class FileReader:
             raise ValueError(f"finish with {self._left} bytes unread")
         self._check_same()
 
-    def abort(self) -> None:
+    def abort(self, *, slow: bool = False) -> None:
         self._aborted = True
 
     def close(self) -> None:

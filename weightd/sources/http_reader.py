@@ -240,10 +240,10 @@ class HttpReader:
                 remedy="Fetch the model again; if its size is given in models.json, correct it.",
             )
 
-    def abort(self) -> None:
+    def abort(self, *, slow: bool = False) -> None:
         self._aborted = True
         if (connection := self._connection) is not None:
-            self._late = self._gate is not None  # In the middle of something that took too long.
+            self._late = slow and self._gate is not None
             connection.abort()
         if (gate := self._gate) is not None:
             gate.wake()

@@ -117,7 +117,7 @@ class MemoryReader:
         if self._left:
             raise ValueError(f"finish with {self._left} bytes unread")
 
-    def abort(self) -> None:
+    def abort(self, *, slow: bool = False) -> None:
         self._aborted = True
 
     def close(self) -> None:

@@ -42,6 +42,7 @@ class Abort(msgspec.Struct, tag=True, frozen=True):
 
     number: int
     reader: int
+    slow: bool = False
 
 
 class Open(msgspec.Struct, tag=True, frozen=True):
@@ -148,7 +149,7 @@ class Channel:
             data, fds, flags, _ = socket.recv_fds(self._socket, MAX_MESSAGE, 1)
         except ConnectionError:
             raise EOFError from None
-        if not data or flags & socket.MSG_TRUNC:
+        if not data or flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):  # Or a descriptor was lost.
             for fd in fds:
                 os.close(fd)
             raise EOFError

@@ -53,10 +53,10 @@ class ProcessReader:
             raise ValueError(f"finish with {self._left} bytes unread")
         self._call(Finish())
 
-    def abort(self) -> None:
+    def abort(self, *, slow: bool = False) -> None:
         self._aborted = True
         if (line := self._line) is not None:
-            line.abort(self._number)
+            line.abort(self._number, slow)
         self._desk.wake()
 
     def close(self) -> None:

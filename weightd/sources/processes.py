@@ -65,10 +65,10 @@ class Process:
         with self._lock:
             self.channels -= 1
 
-    def abort(self, number: int, reader: int) -> None:
+    def abort(self, number: int, reader: int, slow: bool) -> None:
         """The reader on this channel; nothing happens when the process has ended."""
         try:
-            self._send(Abort(number, reader))
+            self._send(Abort(number, reader, slow))
         except OSError:
             pass  # Whoever waits for its answer sees its end.
 
@@ -102,8 +102,8 @@ class Line:
         """Addresses of its connections, which count as used."""
         channel.wait(CHECK_S)
 
-    def abort(self, reader: int) -> None:
-        self.process.abort(self._number, reader)
+    def abort(self, reader: int, slow: bool) -> None:
+        self.process.abort(self._number, reader, slow)
 
     def close(self) -> None:
         self.process.closed()

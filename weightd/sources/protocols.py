@@ -37,8 +37,9 @@ class Reader(Protocol):
         """All bytes were read: the body must end here. Raises SizeMismatch when it goes on."""
         ...
 
-    def abort(self) -> None:
-        """Called from another thread: a blocked `start` or `readinto` raises soon. Idempotent."""
+    def abort(self, *, slow: bool = False) -> None:
+        """Called from another thread: a blocked `start` or `readinto` raises soon. `slow`: because it takes too long,
+        so that where it reads from is not the best place. Idempotent."""
         ...
 
     def close(self) -> None:

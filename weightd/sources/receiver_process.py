@@ -60,6 +60,8 @@ class Window:
 
     def view(self, position: int, count: int) -> memoryview:
         """`count` bytes from `position`, writable; nothing beyond them is touched."""
+        if self._fd < 0:  # mmap(2) would give memory that is nobody's.
+            raise AssertionError("a read without the memory that it is for")
         if self._map is None or not self._at <= position or position + count > self._at + len(self._map):
             self._unmap()
             self._at = position - position % mmap.ALLOCATIONGRANULARITY
@@ -67,7 +69,7 @@ class Window:
             self._map = mmap.mmap(self._fd, length, offset=self._at)
         begin = position - self._at
         page = begin - begin % mmap.PAGESIZE
-        # Before Linux 5.14 the kernel has no such advice; the daemon has allocated the pages in any case.
+        # Before Linux 5.14 the kernel has no such advice, and faults the pages in one by one.
         with suppress(OSError):
             self._map.madvise(POPULATE, page, begin + count - page)
         return memoryview(self._map)[begin : begin + count]
@@ -157,12 +159,12 @@ class Service:
             if self._aborted == number:
                 reader.abort()
 
-    def abort(self, number: int) -> None:
+    def abort(self, number: int, slow: bool) -> None:
         """From another thread; also for a reader that is not open yet."""
         with self._lock:
             self._aborted = max(self._aborted, number)
             if self._number == number and self._reader is not None:
-                self._reader.abort()
+                self._reader.abort(slow=slow)
 
     def _close(self) -> None:
         self._window.drop()
@@ -185,8 +187,8 @@ def serve(control: Channel) -> None:
                 threading.Thread(
                     target=_run, args=(service, number, services), name=f"channel-{number}", daemon=True
                 ).start()
-            case Abort(number, reader) if number in services:
-                services[number].abort(reader)
+            case Abort(number, reader, slow) if number in services:
+                services[number].abort(reader, slow)
 
 
 def _run(service: Service, number: int, services: dict[int, Service]) -> None:

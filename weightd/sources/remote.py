@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from weightd.sources.connection import ConnectionPool, HttpOptions
@@ -96,8 +96,8 @@ class RemoteAddresses:
     def known(self, place: Place, addresses: Sequence[str]) -> None:
         _ask(self._channel, "address.known", *place, *addresses)
 
-    def take(self, place: Place, tried: Collection[str]) -> str | None:
-        value = _ask(self._channel, "address.take", *place, *tried).value
+    def take(self, place: Place, among: Sequence[str]) -> str | None:
+        value = _ask(self._channel, "address.take", *place, *among).value
         return None if value is None else str(value)
 
     def give(self, place: Place, address: str) -> None:

@@ -6,6 +6,7 @@ import http.client
 import socket
 
 from weightd.sources import net
+from weightd.sources.answers import Answer
 from weightd.sources.proxies import Proxy
 from weightd.sources.urls import Origin
 
@@ -21,7 +22,7 @@ def open_tunnel(sock: socket.socket, origin: Origin, proxy: Proxy, agent: str) -
         lines.append(f"Proxy-Authorization: {proxy.authorization}")
     try:
         sock.sendall("\r\n".join([*lines, "", ""]).encode("latin-1"))
-        response = http.client.HTTPResponse(sock, method="CONNECT")
+        response = Answer(sock, method="CONNECT")
         try:
             response.begin()
         finally:
