@@ -527,3 +527,18 @@ def test_no_slab_of_another_size_reaches_a_process() -> None:
             buffers.release(view)
     assert len(buffers._large) == 1
     buffers.close()
+
+
+async def test_idle_channels_keep_no_more_connections_than_a_host_may_have(origin: Origin, slabs: Slabs) -> None:
+    source = HttpSource(HttpOptions(connections_per_host=2), processes=2)
+    owner, file = source._processes, await pin(source, origin)
+    assert owner is not None
+    lines = [owner.take() for _ in range(4)]
+    for line in lines:
+        owner.give(line)
+    assert len(owner._idle) == 2
+    reader = make(source, file, slabs)
+    assert read(reader, slabs.views[0]) == DATA
+    reader.close()
+    assert sum(p.channels for p in owner._processes) == 2
+    await source.close()

@@ -155,7 +155,8 @@ class Processes:
     def give(self, line: Line) -> None:
         """Back, to be used again."""
         with self._lock:
-            if not self._closed:
+            # Each keeps a connection; together they keep no more than the daemon itself would.
+            if not self._closed and len(self._idle) < self._options.connections_per_host:
                 self._idle.append(line)
                 return
         self.close_line(line)

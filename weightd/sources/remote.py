@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
+import msgspec
+
 from weightd.sources.connection import ConnectionPool, HttpOptions
 from weightd.sources.dial import Place
 from weightd.sources.messages import Ask, Channel, Plain, Told
@@ -112,5 +114,7 @@ class RemoteAddresses:
 
 
 def make_pool(options: HttpOptions, channel: Channel) -> ConnectionPool:
-    """Connections of one channel, which share with the daemon what is known of origins."""
+    """Connections of one channel, which share with the daemon what is known of origins. One reader at a time needs no
+    more than one idle connection to each; how many may be under way is the daemon's affair."""
+    options = msgspec.structs.replace(options, connections_per_host=1)
     return ConnectionPool(options, RemoteGates(channel), RemoteRoutes(channel), RemoteAddresses(channel))
