@@ -201,17 +201,7 @@ def profile(case: Case, args: argparse.Namespace, console: Console) -> dict[str,
 
 
 def main() -> int:
-    args = options()
-    console = machine.console()
-    machine.end_by_sigterm()
-    try:
-        found = run(args, console)
-    except Unable as e:
-        console.print(f"[bold red]Not measured:[/] {e}")
-        return 1
-    if args.json:
-        args.json.write_text(json.dumps(found, indent=2) + "\n")
-    return 0
+    return machine.conclude(options(), run)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import ctypes
+import json
 import mmap
 import os
 import platform
@@ -11,7 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -161,3 +163,17 @@ def console() -> Console:
     """As wide as the terminal; 100 columns in a log."""
     found = Console(highlight=False)
     return found if found.is_terminal else Console(highlight=False, width=100)
+
+
+def conclude(args: argparse.Namespace, run: Callable[[argparse.Namespace, Console], dict[str, Any]]) -> int:
+    """Run a benchmark and write what it found to `args.json`, if that is given; the exit code."""
+    screen = console()
+    end_by_sigterm()
+    try:
+        found = run(args, screen)
+    except Unable as e:
+        screen.print(f"[bold red]Not measured:[/] {e}")
+        return 1
+    if args.json:
+        args.json.write_text(json.dumps(found, indent=2) + "\n")
+    return 0

@@ -8,7 +8,6 @@ Needs root. See docs/benchmarks.md.
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import subprocess
 import sys
@@ -211,17 +210,7 @@ def run(args: argparse.Namespace, console: Console) -> dict[str, Any]:
 
 
 def main() -> int:
-    args = options()
-    console = machine.console()
-    machine.end_by_sigterm()
-    try:
-        found = run(args, console)
-    except Unable as e:
-        console.print(f"[bold red]Not measured:[/] {e}")
-        return 1
-    if args.json:
-        args.json.write_text(json.dumps(found, indent=2) + "\n")
-    return 0
+    return machine.conclude(options(), run)
 
 
 if __name__ == "__main__":

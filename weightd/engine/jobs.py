@@ -14,6 +14,9 @@ from weightd.engine.checks import Found
 from weightd.engine.crcs import crc_of
 from weightd.sources.protocols import Reader
 
+FIRST = 4
+"""Receivers of a file, before anybody knows how many its origin rewards."""
+
 
 class FileJob:
     """Move one file of `size` bytes into `buffers`.
@@ -43,7 +46,7 @@ class FileJob:
         held: Mapping[int, bytes] | None = None,
         local: Callable[[], Reader] | None = None,
         receiver: Callable[[], Reader] | None = None,
-        width: Callable[[], int] = lambda: 4,
+        width: Callable[[], int] = lambda: FIRST,
         in_place: bool = True,
         crc: CrcAlgorithm | None = None,
     ) -> None:

@@ -17,15 +17,13 @@ from dataclasses import dataclass
 from weightd.core.backoff import BASE_S
 from weightd.core.errors import Exhausted, Unavailable
 from weightd.core.parts import DEFAULT_PART, Part, fitting_part
-from weightd.engine.jobs import FileJob, Received
+from weightd.engine.jobs import FIRST, FileJob, Received
 from weightd.engine.receiver import Receiver, Stopped
 from weightd.engine.requests import WATCH_S, Requests
 from weightd.engine.tasks import Pending, Places, Task, order
 from weightd.engine.threads import step_back
 from weightd.engine.throttle import Throttle
 
-FIRST = 4
-"""Receivers before it is known where the first part comes from."""
 RAMP_S = 0.05
 """How soon more receivers follow when an origin turns out to reward more requests."""
 PAUSE_S = 0.1

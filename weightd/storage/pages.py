@@ -13,6 +13,8 @@ import os
 from pathlib import Path
 from typing import Final
 
+from weightd.storage.shared import address_of
+
 PAGE: Final = 4096
 HUGE_PAGE: Final = 2 << 20
 MADV_POPULATE_WRITE: Final = 23
@@ -54,7 +56,7 @@ class Allocator:
     def __init__(self, fd: int, size: int, mapping: mmap.mmap, mode: str) -> None:
         self._fd = fd
         self._mode = mode
-        self._address = ctypes.addressof(ctypes.c_char.from_buffer(mapping))
+        self._address = address_of(mapping)
         if mode == "advise":
             self._advise(0, size, mmap.MADV_HUGEPAGE)
 
