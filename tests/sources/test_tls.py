@@ -106,9 +106,12 @@ async def test_abort_never_lets_ciphertext_through(secure: Origin, certificate: 
     data = bytearray(len(DATA))
     caught: list[Exception] = []
 
+    started = threading.Event()
+
     def work() -> None:
-        reader.start(0, len(DATA))
         try:
+            reader.start(0, len(DATA))
+            started.set()
             while True:
                 reader.readinto(memoryview(data))
         except SourceUnavailable as e:
@@ -116,7 +119,7 @@ async def test_abort_never_lets_ciphertext_through(secure: Origin, certificate: 
 
     thread = threading.Thread(target=work)
     thread.start()
-    secure.wait_for(2)
+    assert started.wait(20)
     reader.abort()
     thread.join(20)
     assert not thread.is_alive()
