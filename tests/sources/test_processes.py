@@ -86,8 +86,8 @@ def read(reader: ProcessReader, view: memoryview, offset: int = 0, length: int =
 
 
 def pids(source: HttpSource) -> list[int]:
-    assert source._processes is not None
-    return source._processes.pids()
+    assert source._receiving._processes is not None
+    return source._receiving._processes.pids()
 
 
 def running(source: HttpSource) -> int:
@@ -396,7 +396,7 @@ source, slabs = HttpSource(processes=1), Slabs(1, 1 << 20)
 file = asyncio.run(source.resolve(parse_ref(sys.argv[1]))).files[0]
 reader = source.reader(file, slabs.shared)
 reader.start(0, file.size)
-print(*source._processes.pids(), flush=True)
+print(*source._receiving._processes.pids(), flush=True)
 reader.readinto(slabs.views[0][:file.size])
 """
 
@@ -531,7 +531,7 @@ def test_no_slab_of_another_size_reaches_a_process() -> None:
 
 async def test_idle_channels_keep_no_more_connections_than_a_host_may_have(origin: Origin, slabs: Slabs) -> None:
     source = HttpSource(HttpOptions(connections_per_host=2), processes=2)
-    owner, file = source._processes, await pin(source, origin)
+    owner, file = source._receiving._processes, await pin(source, origin)
     assert owner is not None
     lines = [owner.take() for _ in range(4)]
     for line in lines:

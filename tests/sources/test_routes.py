@@ -17,7 +17,7 @@ from weightd.core.refs import parse_ref
 from weightd.sources.connection import ConnectionPool, HttpOptions
 from weightd.sources.http import HttpSource
 from weightd.sources.http_reader import HttpReader
-from weightd.sources.routes import Routes
+from weightd.sources.routes import Route, Routes
 
 PART = 8192
 PARTS = 64
@@ -273,21 +273,21 @@ class TestRoutes:
     def test_the_first_asks_and_the_others_get_what_was_learned(self) -> None:
         routes = Routes(10)
         first = routes.take(FILE, never)
-        assert first == (FILE, 0, True)
+        assert first == Route(FILE, 0, True)
         with ThreadPoolExecutor(4) as threads:
             others = [threads.submit(routes.take, FILE, never) for _ in range(4)]
             routes.learned(FILE, "http://edge.test/1")
             routes.done(FILE)
-            assert {other.result(10) for other in others} == {("http://edge.test/1", 1, False)}
+            assert {other.result(10) for other in others} == {Route("http://edge.test/1", 1, False)}
 
     def test_a_refusal_counts_only_for_the_address_it_met(self) -> None:
         routes = Routes(10)
         for address in ("http://edge.test/1", "http://edge.test/2"):
             routes.learned(FILE, address)
         assert not routes.refused(FILE, 1)
-        assert routes.take(FILE, never) == ("http://edge.test/2", 2, False)
+        assert routes.take(FILE, never) == Route("http://edge.test/2", 2, False)
         assert routes.refused(FILE, 2)
-        assert routes.take(FILE, never) == (FILE, 2, True)
+        assert routes.take(FILE, never) == Route(FILE, 2, True)
 
     def test_a_question_that_brought_nothing_goes_to_the_next(self) -> None:
         routes = Routes(10)
@@ -295,12 +295,12 @@ class TestRoutes:
         with ThreadPoolExecutor(1) as thread:
             waiting = thread.submit(routes.take, FILE, never)
             routes.done(FILE)
-            assert waiting.result(10) == (FILE, 0, True)
+            assert waiting.result(10) == Route(FILE, 0, True)
 
     def test_nothing_waits_for_ever(self) -> None:
         routes = Routes(0.2)
         routes.take(FILE, never)
-        assert routes.take(FILE, never) == (FILE, 0, True)
+        assert routes.take(FILE, never) == Route(FILE, 0, True)
 
     def test_an_aborted_wait(self) -> None:
         routes = Routes(60)
@@ -325,7 +325,7 @@ class TestRoutes:
         routes = Routes(10, clock)
         routes.learned(FILE, f"http://edge.test/f?Expires={int(clock.now) - 100}")
         route = routes.take(FILE, never)
-        assert route == (f"http://edge.test/f?Expires={int(clock.now) - 100}", 1, False)
+        assert route == Route(f"http://edge.test/f?Expires={int(clock.now) - 100}", 1, False)
 
     def test_no_more_is_remembered_than_is_useful(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("weightd.sources.routes.MOST", 3)

@@ -36,11 +36,12 @@ class _Server(ThreadingHTTPServer):
 
 
 class Place:
-    """One of the two. `log`: the targets of all requests. `status`, with `headers`: answered to all in place of what is
-    due."""
+    """One of the two. `log`: the targets of all requests, `heads`: their headers. `status`, with `headers`: answered to
+    all in place of what is due."""
 
     def __init__(self) -> None:
         self.log: list[str] = []
+        self.heads: list[dict[str, str]] = []
         self.status: int | None = None
         self.headers: dict[str, str] = {}
         self.lock = threading.Lock()
@@ -137,6 +138,7 @@ class _Handler(BaseHTTPRequestHandler):
         owner = self.server.owner
         with owner.lock:
             owner.log.append(self.path)
+            owner.heads.append(dict(self.headers))
         if owner.status is not None:
             self.send(owner.status, owner.headers, b"in trouble")
         else:

@@ -114,8 +114,9 @@ def _path_fault(path: str) -> str:
     return ""
 
 
-def make_manifest(ref: str, format: str, files: list[FileSpec]) -> Manifest:
-    """Checks names, duplicates and sizes, sorts by path, derives the revision. Raises ManifestError."""
+def make_manifest(ref: str, format: str, files: list[FileSpec], revision: str = "") -> Manifest:
+    """Checks names, duplicates and sizes, sorts by path. `revision` is the source's own name of this set of files where
+    it has one, a commit; else one is derived. Raises ManifestError."""
     if not files:
         raise ManifestError("no files", ref=ref)
     seen: set[str] = set()
@@ -131,7 +132,7 @@ def make_manifest(ref: str, format: str, files: list[FileSpec]) -> Manifest:
         if any("/".join(parents[: i + 1]) in seen for i in range(len(parents))):
             raise ManifestError("a file is also a directory of another", ref=ref, file=path)
     ordered = tuple(sorted(files, key=lambda f: f.path))
-    return Manifest(ref=ref, revision=_revision(ordered), format=format, files=ordered)
+    return Manifest(ref=ref, revision=revision or _revision(ordered), format=format, files=ordered)
 
 
 def _revision(files: tuple[FileSpec, ...]) -> str:

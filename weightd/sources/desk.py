@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 
+from weightd.core.errors import WeightdError
 from weightd.sources.connection import ConnectionPool
 from weightd.sources.dial import Place
-from weightd.sources.messages import Plain, Told
+from weightd.sources.messages import Plain, Told, failed
 from weightd.sources.shared import SharedGate
 from weightd.sources.urls import Origin
 
@@ -63,11 +64,11 @@ class Desk:
         routes = self._shared.routes
         match what:
             case "take":
-                route = routes.take(self._url, self._aborted)
-                self._asks = route is not None and route.asks
-                return Told(route=route)
+                return self._take()
             case "learned":
-                routes.learned(self._url, str(rest[0]))
+                address, until, *headers = rest
+                pairs = zip(map(str, headers[::2]), map(str, headers[1::2]), strict=True)
+                routes.learned(self._url, str(address), tuple(pairs), float(until or 0.0))
             case "where":
                 return Told(routes.where(self._url))
             case "current":
@@ -77,6 +78,14 @@ class Desk:
             case "done":
                 self._done()
         return Told()
+
+    def _take(self) -> Told:
+        try:
+            route = self._shared.routes.take(self._url, self._aborted)
+        except WeightdError as e:
+            return Told(failed=failed(e))
+        self._asks = route is not None and route.asks
+        return Told(route=route)
 
     def _of_address(self, used: Counter[Use], place: Place, what: str, *addresses: str) -> Plain:
         known = self._shared.addresses

@@ -26,12 +26,10 @@ from weightd.core.refs import Ref, redact
 from weightd.core.stated import Stated, is_of, stated, worth_asking
 from weightd.sources import net, urls
 from weightd.sources import safetensors_repo as repo
-from weightd.sources.connection import USER_AGENT, ConnectionPool, HttpOptions
-from weightd.sources.http_reader import HttpReader
-from weightd.sources.process_reader import ProcessReader
-from weightd.sources.processes import Processes
+from weightd.sources.connection import USER_AGENT, HttpOptions
 from weightd.sources.protocols import Reader, Shared
 from weightd.sources.proxies import Proxy
+from weightd.sources.receiving import Receiving
 
 if TYPE_CHECKING:
     import aiohttp
@@ -61,20 +59,22 @@ class _BrokeOff(Exception):
 
 
 class HttpSource:
-    """Implements `weightd.sources.protocols.Source` for http and https. `processes` receive what
-    has shared memory to go to; 0: the threads that ask do. `sleep` and `draw` are for tests."""
+    """Implements `weightd.sources.protocols.Source` for http and https. `receiving` is shared with other sources, who
+    closes it; by default it has its own, with `processes`. `sleep` and `draw` are for tests."""
 
     def __init__(
         self,
         options: HttpOptions | None = None,
+        receiving: Receiving | None = None,
         *,
         processes: int = 0,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
         draw: Callable[[], float] = random.random,
     ) -> None:
-        self._options = options or HttpOptions()
-        self._pool = ConnectionPool(self._options)
-        self._processes = Processes(processes, self._pool) if processes else None
+        self._receiving = receiving or Receiving(options or HttpOptions(), processes)
+        self._shared = receiving is not None
+        self._options = self._receiving.options
+        self._pool = self._receiving.pool
         self._session: aiohttp.ClientSession | None = None
         self._sleep, self._draw = sleep, draw
 
@@ -128,21 +128,17 @@ class HttpSource:
         return FileSpec(path, total, answer.kept, digest, probe.validator, probe.ranges, crc)
 
     def reader(self, file: FileSpec, memory: Shared | None = None) -> Reader:
-        if memory is not None and self._processes is not None:
-            return ProcessReader(file, memory, self._processes)
-        return HttpReader(file, self._pool)
+        return self._receiving.reader(file, memory)
 
     def width(self, file: FileSpec) -> int:
-        origin = urls.target(self._pool.routes.where(file.url)).origin
-        return self._pool.gates.of(origin).limit
+        return self._receiving.width(file)
 
     async def close(self) -> None:
         session, self._session = self._session, None
         if session is not None:
             await session.close()
-        self._pool.close()
-        if self._processes is not None:
-            await asyncio.to_thread(self._processes.close)
+        if not self._shared:
+            await self._receiving.close()
 
     async def _said(self, probe: Probe, answer: _Answer, size: int, *, wanted: bool) -> Stated:
         """Of the whole file's bytes. `wanted`: nobody else has said, so that one more question is worth it."""

@@ -107,7 +107,7 @@ class HttpReader:
             if not route.asks:
                 routes.refused(url, route.serial)
         elif (route.asks or led != route.address) and (led != url or status < 400):
-            routes.learned(url, led)
+            routes.learned(url, led, tuple(_secrets(route, led).items()))
 
     def _judge(self, wanted: Wanted, response: http.client.HTTPResponse) -> None:
         headers = single(response.getheaders())
@@ -123,7 +123,7 @@ class HttpReader:
         trail, entered = Trail(route.address), not route.asks
         while True:
             self._where = self._pool.shown(trail.url)
-            response, entered = self._ask(trail.url, headers, entered), False
+            response, entered = self._ask(trail.url, {**headers, **_secrets(route, trail.url)}, entered), False
             if response.status not in REDIRECTS:
                 return response, trail.url
             location = response.getheader("Location")
@@ -284,6 +284,11 @@ class HttpReader:
 
     def __repr__(self) -> str:
         return f"<HttpReader {self._where} {self._length - self._left} of {self._length}>"
+
+
+def _secrets(route: Route, url: str) -> dict[str, str]:
+    """The route's headers, where `url` is of the origin that they are for."""
+    return dict(route.headers) if target(url).origin == target(route.address).origin else {}
 
 
 def _headers(wanted: Wanted) -> dict[str, str]:

@@ -100,10 +100,11 @@ class Ask(msgspec.Struct, tag=True, frozen=True):
 
 
 class Told(msgspec.Struct, tag=True, frozen=True):
-    """The answer to Ask; `route` to that for one."""
+    """The answer to Ask; `route` to that for one, `failed` where it raised."""
 
     value: Plain = None
     route: Route | None = None
+    failed: Failed | None = None
 
 
 Message = (

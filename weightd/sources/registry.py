@@ -16,6 +16,7 @@ from weightd.sources.file import FileSource
 from weightd.sources.http import HttpSource
 from weightd.sources.named import resolve_named
 from weightd.sources.protocols import Reader, Shared, Source
+from weightd.sources.receiving import Receiving
 
 
 class SourceOptions(msgspec.Struct, frozen=True):
@@ -31,7 +32,8 @@ class Sources:
 
     def __init__(self, options: SourceOptions | None = None, others: Mapping[str, Source] | None = None) -> None:
         self._options = options or SourceOptions()
-        http = HttpSource(self._options.http, processes=self._options.processes)
+        self._receiving = Receiving(self._options.http, self._options.processes)
+        http = HttpSource(receiving=self._receiving)
         known: dict[str, Source] = {"http": http, "https": http, "file": FileSource()}
         self._by_scheme = known | dict(others or {})
         self._owned = [http, *self._by_scheme.values()]
@@ -53,6 +55,7 @@ class Sources:
     async def close(self) -> None:
         for source in self._owned:
             await source.close()
+        await self._receiving.close()
 
     def _of(self, url: str) -> Source:
         scheme = url.partition("://")[0].lower()

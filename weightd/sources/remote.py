@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from itertools import chain
 
 import msgspec
 
 from weightd.sources.connection import ConnectionPool, HttpOptions
 from weightd.sources.dial import Place
-from weightd.sources.messages import Ask, Channel, Plain, Told
-from weightd.sources.routes import Route
+from weightd.sources.messages import Ask, Channel, Plain, Told, restored
+from weightd.sources.routes import Headers, Route
 from weightd.sources.urls import Origin
 
 
@@ -18,6 +20,8 @@ def _ask(channel: Channel, name: str, *arguments: Plain) -> Told:
     channel.send(Ask(name, arguments))
     answer, _ = channel.receive()
     assert isinstance(answer, Told)
+    if answer.failed is not None:
+        raise restored(answer.failed)
     return answer
 
 
@@ -70,8 +74,8 @@ class RemoteRoutes:
     def take(self, url: str, aborted: Callable[[], bool]) -> Route | None:
         return _ask(self._channel, "route.take").route
 
-    def learned(self, url: str, address: str) -> None:
-        _ask(self._channel, "route.learned", address)
+    def learned(self, url: str, address: str, headers: Headers = (), until: float = math.inf) -> None:
+        _ask(self._channel, "route.learned", address, until, *chain.from_iterable(headers))
 
     def done(self, url: str) -> None:
         _ask(self._channel, "route.done")
