@@ -12,8 +12,9 @@ from tests.cli.conftest import Cli
 from tests.support.origin import Origin
 from tests.support.proxy import Proxy
 from weightd.core.errors import ConfigError
-from weightd.daemon.config import HttpSection, load_config
+from weightd.daemon.config import load_config
 from weightd.daemon.options import make_sources
+from weightd.daemon.sections.http import HttpSection
 
 
 @pytest.fixture

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import pkgutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from weightd.core.errors import ConfigError
+from weightd.daemon import config as config_module
+from weightd.daemon import sections as package
 from weightd.daemon.config import Config, Overrides, load_config
+from weightd.daemon.config_reader import Reader
 from weightd.daemon.sizes import BudgetSpec, parse_budget, parse_period, parse_size
 from weightd.daemon.toml import line_of
 
@@ -88,13 +94,43 @@ def test_the_example_holds_the_defaults() -> None:
     assert msgspec.structs.replace(example, file=None) == load_config(None, env={"HOME": "/"}, uid=0)
 
 
-def test_the_example_names_every_key() -> None:
-    from weightd.daemon import config
+def sections() -> Iterator[type[msgspec.Struct]]:
+    """Every struct of the configuration as it is written."""
+    modules = [importlib.import_module(f"{package.__name__}.{m.name}") for m in pkgutil.iter_modules(package.__path__)]
+    for module in (config_module, *modules):
+        yield from (kind for name, kind in vars(module).items() if name.endswith("Section"))
 
+
+def test_the_example_names_every_key() -> None:
     text = EXAMPLE.read_text()
-    for section in (config.DaemonSection, config.TierSection, config.FetchSection, config.VerifySection):
-        for field in msgspec.structs.fields(section):
-            assert f"{field.name} = " in text
+    found = list(sections())
+    assert {"DaemonSection", "TierSection", "FetchSection", "HttpSection"} <= {kind.__name__ for kind in found}
+    for kind in found:
+        for field in msgspec.structs.fields(kind):
+            assert f"{field.name} = " in text, f"{kind.__name__}.{field.name}"
+
+
+class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    name: str
+    size: int = 0
+
+
+def test_tables_of_an_array_are_told_apart() -> None:
+    def entries(text: str) -> list[Entry]:
+        return Reader(text, "c.toml", Path("/")).tables("entries", Entry)
+
+    assert entries("") == []
+    assert entries('[[entries]]\nname = "a"\n[[entries]]\nname = "b"\n') == [Entry("a"), Entry("b")]
+    faults = {
+        '[[entries]]\nname = "a"\n[[entries]]\nname = "b"\nsize = "1"\n': "line 5: entries.1.size: Expected int",
+        '[[entries]]\nname = "a"\nsice = 1\n': "line 3: entries.0.sice: unknown key",
+        '[[entries]]\nname = "a"\n[[entries]]\n': "line 3: entries.1: Object missing required field name",
+        '[entries]\nname = "a"\n': "line 1: entries: must be tables",
+    }
+    for text, expected in faults.items():
+        with pytest.raises(ConfigError) as e:
+            entries(text)
+        assert expected in str(e.value)
 
 
 def test_values_are_resolved(tmp_path: Path) -> None:
@@ -218,6 +254,8 @@ def test_budgets_are_shown_as_written() -> None:
         ("[a]\nb = {c = 1}\n", ("a", "b", "c"), 2),
         ("[a] # note\n'b' = 1\n", ("a", "b"), 2),
         ("x = 1\n", ("y",), None),
+        ("[[a]]\nb = 1\n[[a]]\nb = 2\n", ("a", "1", "b"), 4),
+        ("[[a]]\nb = 1\n", ("a",), 1),
     ],
 )
 def test_lines(text: str, path: tuple[str, ...], line: int | None) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 
-_HEADER = re.compile(r"\s*\[\[?\s*(.+?)\s*\]\]?\s*(?:#.*)?$")
+_HEADER = re.compile(r"\s*(\[\[?)\s*(.+?)\s*\]\]?\s*(?:#.*)?$")
 _ASSIGN = re.compile(r"""\s*((?:"[^"]*"|'[^']*'|[A-Za-z0-9_-]+)(?:\s*\.\s*(?:"[^"]*"|'[^']*'|[A-Za-z0-9_-]+))*)\s*=""")
 _PART = re.compile(r""""([^"]*)"|'([^']*)'|([A-Za-z0-9_-]+)""")
 
@@ -13,14 +14,19 @@ _PART = re.compile(r""""([^"]*)"|'([^']*)'|([A-Za-z0-9_-]+)""")
 def line_of(text: str, path: Sequence[str]) -> int | None:
     """The 1-based line that sets `path`, else the line of the nearest table around it, else None.
 
-    Good for ordinary files; a look-alike inside a multi-line string can mislead it.
+    What stands below the first `[[a]]` is at ("a", "0", …). Good for ordinary files; a look-alike inside a multi-line
+    string can mislead it.
     """
     wanted = tuple(path)
     best: tuple[int, int | None] = (0, None)
     table: tuple[str, ...] = ()
+    arrays: Counter[tuple[str, ...]] = Counter()
     for number, line in enumerate(text.splitlines(), 1):
         if (header := _HEADER.match(line)) is not None:
-            here = table = _split(header[1])
+            here = table = _split(header[2])
+            if header[1] == "[[":
+                here = table = (*table, str(arrays[table]))
+                arrays[here[:-1]] += 1
         elif (assign := _ASSIGN.match(line)) is not None:
             here = table + _split(assign[1])
         else:
