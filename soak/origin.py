@@ -7,11 +7,10 @@ import email.utils
 import socket
 import threading
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from soak.world import FileDef, Version, World
-from tests.support.origin import Fault, Origin, Request, _Answer, _File
+from tests.support.origin import Answer, Asked, Fault, File, Origin, Request
 
 STALL_S = 5.0
 """For how long a stalled answer is kept; longer than the daemon waits."""
@@ -100,7 +99,7 @@ class SoakOrigin(Origin):
             return
         # Last-Modified counts seconds; no two versions may have the same.
         modified = email.utils.formatdate(1_600_000_000 + version.number, usegmt=True)
-        self._files[file.name] = _File(len(version.data), f'"{version.digest[7:31]}"', modified, data=version.data)
+        self._files[file.name] = File(len(version.data), f'"{version.digest[7:31]}"', modified, data=version.data)
 
     def _write(self, name: str, data: bytes) -> None:
         """By rename: a reader has the old file or the new one."""
@@ -123,14 +122,15 @@ class SoakOrigin(Origin):
             chunked=fault.chunked or not file.length,
         )
 
-    def _find(self, name: str) -> _File | None:
+    def _find(self, name: str) -> File | None:
         return super()._find(_plain(name))
 
-    def _answer(self, name: str, headers: Mapping[str, str], fault: Fault) -> _Answer:
-        answer = super()._answer(name, headers, fault)
-        if answer.offset and not self._world.files[_plain(name)].pinned:
+    def answer(self, asked: Asked, fault: Fault) -> Answer:
+        answer = super().answer(asked, fault)
+        name = _plain(asked.target.partition("?")[0].lstrip("/"))
+        if answer.offset and not self._world.files[name].pinned:
             with self._asked:
-                self._last = _plain(name)
+                self._last = name
                 self._asked.notify_all()
         if isinstance(fault, Flip) and answer.file is not None and answer.file.data is not None and answer.length > 1:
             body = bytearray(answer.file.data[answer.offset : answer.offset + answer.length])

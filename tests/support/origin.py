@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import base64
 import email.utils
+import fnmatch
 import gzip
 import hashlib
 import os
@@ -93,7 +94,19 @@ class Request:
 
 
 @dataclass(frozen=True)
-class _File:
+class Asked:
+    """A request as it came; header names in lower case."""
+
+    method: str
+    target: str
+    headers: Mapping[str, str]
+    body: bytes
+
+
+@dataclass(frozen=True)
+class File:
+    """What is served, from memory or from `path`."""
+
     size: int
     etag: str
     modified: str
@@ -102,11 +115,13 @@ class _File:
 
 
 @dataclass
-class _Answer:
+class Answer:
+    """`length` bytes from `offset` of `body` or `file`."""
+
     status: int
     headers: dict[str, str]
     body: bytes | memoryview | None = None
-    file: _File | None = None
+    file: File | None = None
     offset: int = 0
     length: int = 0
 
@@ -115,8 +130,8 @@ class Origin:
     """See the module. `files` is a dict of bytes by name, which `put` changes, or a directory, read as it is then."""
 
     def __init__(self, files: Mapping[str, bytes] | Path, *, tls: ssl.SSLContext | None = None) -> None:
-        self._files: dict[str, _File] | Path = (
-            files if isinstance(files, Path) else {k: _in_memory(v) for k, v in files.items()}
+        self._files: dict[str, File] | Path = (
+            files if isinstance(files, Path) else {k: in_memory(v) for k, v in files.items()}
         )
         self._tls = tls
         self._faults: dict[str, list[tuple[Fault, int | None]]] = {}
@@ -137,7 +152,7 @@ class Origin:
     def put(self, name: str, data: bytes) -> None:
         """A new or changed file; its ETag follows from the bytes."""
         assert isinstance(self._files, dict)
-        self._files[name] = _in_memory(data)
+        self._files[name] = in_memory(data)
 
     def remove(self, name: str) -> None:
         """404 from now on."""
@@ -145,7 +160,8 @@ class Origin:
         del self._files[name]
 
     def fault(self, name: str, fault: Fault, *, times: int | None = None) -> None:
-        """For the next `times` requests of `name` (None: all), after those scripted before. "*" is every name."""
+        """For the next `times` requests of `name` (None: all), after those scripted before. A "*" in
+        `name` stands for anything."""
         with self._lock:
             self._faults.setdefault(name, []).append((fault, times))
 
@@ -229,12 +245,13 @@ class Origin:
         if asked is None:
             return False
         method, target, headers = asked
+        body = stream.read(int(headers.get("content-length", 0)))
         file_name = target.partition("?")[0].lstrip("/")
         fault = self._next_fault(file_name)
         if fault.hang_up or fault.stall_head or fault.raw is not None:
             self._note(Request(method, target, headers, 0, number))
             return self._no_answer(sock, fault)
-        answer = self._answer(file_name, headers, fault)
+        answer = self._scripted(headers, fault) or self.answer(Asked(method, target, headers, body), fault)
         self._note(Request(method, target, headers, answer.status, number))
         return self._send(sock, answer, fault, method) and headers.get("connection", "").lower() != "close"
 
@@ -245,7 +262,7 @@ class Origin:
 
     def _next_fault(self, name: str) -> Fault:
         with self._lock:
-            for key in (name, "*"):
+            for key in (name, *(key for key in self._faults if "*" in key and fnmatch.fnmatchcase(name, key))):
                 queue = self._faults.get(key)
                 if queue:
                     fault, times = queue[0]
@@ -263,18 +280,22 @@ class Origin:
             sock.sendall(fault.raw)
         return False
 
-    def _answer(self, name: str, headers: Mapping[str, str], fault: Fault) -> _Answer:
+    def _scripted(self, headers: Mapping[str, str], fault: Fault) -> Answer | None:
         if fault.basic and headers.get("authorization") != _basic(fault.basic):
-            return _plain(401, b"who are you?", {"WWW-Authenticate": 'Basic realm="origin"'})
+            return plain(401, b"who are you?", {"WWW-Authenticate": 'Basic realm="origin"'})
         if fault.redirect:
-            return _plain(fault.status or 302, b"moved", {"Location": fault.redirect})
+            return plain(fault.status or 302, b"moved", {"Location": fault.redirect})
         if fault.status is not None:
-            return _plain(fault.status, fault.body)
-        file = self._find(name)
+            return plain(fault.status, fault.body)
+        return None
+
+    def answer(self, asked: Asked, fault: Fault) -> Answer:
+        """To a request, apart from what `fault` has in its place."""
+        file = self._find(asked.target.partition("?")[0].lstrip("/"))
         if file is None:
-            return _plain(404, b"no such file")
+            return plain(404, b"no such file")
         etag = file.etag if fault.etag is None else fault.etag
-        answer = _of_file(file, etag, headers, fault)
+        answer = of_file(file, etag, asked.headers, fault)
         if fault.gzipped and answer.file is not None:
             whole = file.data if file.data is not None else file.path.read_bytes()  # type: ignore[union-attr]
             answer.body, answer.file = gzip.compress(whole), None
@@ -282,7 +303,7 @@ class Origin:
             answer.headers["Content-Encoding"] = "gzip"
         return answer
 
-    def _find(self, name: str) -> _File | None:
+    def _find(self, name: str) -> File | None:
         if isinstance(self._files, dict):
             return self._files.get(name) or self._files.get(unquote(name))
         path = self._files / unquote(name)
@@ -290,9 +311,9 @@ class Origin:
             return None
         found = path.stat()
         modified = email.utils.formatdate(found.st_mtime, usegmt=True)
-        return _File(found.st_size, f'"{found.st_mtime_ns:x}-{found.st_size:x}"', modified, path=path)
+        return File(found.st_size, f'"{found.st_mtime_ns:x}-{found.st_size:x}"', modified, path=path)
 
-    def _send(self, sock: socket.socket, answer: _Answer, fault: Fault, method: str) -> bool:
+    def _send(self, sock: socket.socket, answer: Answer, fault: Fault, method: str) -> bool:
         """Whether the connection can be used again."""
         head = dict(answer.headers)
         close = fault.no_length or fault.short is not None
@@ -309,7 +330,7 @@ class Origin:
             return not close
         return self._send_body(sock, answer, fault) and not close
 
-    def _send_body(self, sock: socket.socket, answer: _Answer, fault: Fault) -> bool:
+    def _send_body(self, sock: socket.socket, answer: Answer, fault: Fault) -> bool:
         stops = [n for n in (fault.short, fault.stall_after, fault.reset_after) if n is not None]
         count = min([answer.length, *stops])
         if fault.chunked:
@@ -341,29 +362,31 @@ def receive(stream: BinaryIO) -> tuple[str, str, dict[str, str]] | None:
     return line[0].decode("latin-1"), line[1].decode("latin-1"), headers
 
 
-def _of_file(file: _File, etag: str, headers: Mapping[str, str], fault: Fault) -> _Answer:
+def of_file(file: File, etag: str, headers: Mapping[str, str], fault: Fault) -> Answer:
+    """200, 206, 412 or 416, as the request's headers ask."""
     head = {"Content-Type": "application/octet-stream", "ETag": etag, "Last-Modified": file.modified}
     if not fault.no_ranges:
         head["Accept-Ranges"] = "bytes"
     if headers.get("if-match", etag) not in (etag, "*"):
-        return _plain(412, b"another version")
+        return plain(412, b"another version")
     if "if-match" not in headers and headers.get("if-unmodified-since", file.modified) != file.modified:
-        return _plain(412, b"another version")
+        return plain(412, b"another version")
     asked = _RANGE.fullmatch(headers.get("range", ""))
     if asked is None or fault.no_ranges or headers.get("if-range", etag) not in (etag, file.modified):
-        return _Answer(200, head, file=file, length=file.size)
+        return Answer(200, head, file=file, length=file.size)
     first, last = int(asked[1]), min(int(asked[2] or file.size - 1), file.size - 1)
     if first >= file.size or last < first:
-        return _plain(416, b"no such range", {"Content-Range": f"bytes */{file.size}"})
+        return plain(416, b"no such range", {"Content-Range": f"bytes */{file.size}"})
     head["Content-Range"] = fault.content_range or f"bytes {first}-{last}/{file.size}"
-    return _Answer(206, head, file=file, offset=first, length=last - first + 1)
+    return Answer(206, head, file=file, offset=first, length=last - first + 1)
 
 
-def _plain(status: int, body: bytes, headers: Mapping[str, str] | None = None) -> _Answer:
-    return _Answer(status, {"Content-Type": "text/plain", **(headers or {})}, body=body, length=len(body))
+def plain(status: int, body: bytes, headers: Mapping[str, str] | None = None) -> Answer:
+    """A short text."""
+    return Answer(status, {"Content-Type": "text/plain", **(headers or {})}, body=body, length=len(body))
 
 
-def _send_bytes(sock: socket.socket, answer: _Answer, count: int) -> None:
+def _send_bytes(sock: socket.socket, answer: Answer, count: int) -> None:
     file = answer.file
     if file is None or file.path is None:
         data = memoryview(answer.body if file is None else file.data)  # type: ignore[arg-type]
@@ -382,8 +405,8 @@ def _send_bytes(sock: socket.socket, answer: _Answer, count: int) -> None:
             offset, count = offset + sent, count - sent
 
 
-def _in_memory(data: bytes) -> _File:
-    return _File(len(data), f'"{hashlib.blake2b(data, digest_size=12).hexdigest()}"', _MODIFIED, data=data)
+def in_memory(data: bytes) -> File:
+    return File(len(data), f'"{hashlib.blake2b(data, digest_size=12).hexdigest()}"', _MODIFIED, data=data)
 
 
 def _basic(user: str) -> str:
