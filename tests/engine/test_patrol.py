@@ -22,7 +22,7 @@ from weightd.core.errors import AlreadyRunning, DiskFull
 from weightd.engine import patrol as module
 from weightd.engine.api import CopyState, Event, EventKind, FileCheck, Tier, VerifyStatus
 from weightd.engine.patrol import PatrolOptions
-from weightd.engine.threads import reads_last
+from weightd.kernel import reads_last
 from weightd.storage.blobs import DirectoryBlobStore
 
 DATA = pattern(40 * PART + 3)

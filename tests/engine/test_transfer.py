@@ -31,8 +31,8 @@ from weightd.core.parts import ALIGN, Part, plan_parts
 from weightd.engine.buffers import Buffers, SegmentBuffers, SlabBuffers
 from weightd.engine.jobs import FileJob
 from weightd.engine.tasks import Pending
-from weightd.engine.threads import BULK_NICE
 from weightd.engine.transfer import Stopped, Transfer, TransferOptions
+from weightd.kernel import BULK_NICE
 from weightd.storage.memory import MemorySegment, MemorySegmentStore
 
 MEMORIES = ["segments", "slabs"]

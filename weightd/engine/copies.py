@@ -14,8 +14,8 @@ from weightd.core.errors import Corruption, NotFound
 from weightd.core.parts import DEFAULT_PART, plan_parts
 from weightd.engine.api import Tier
 from weightd.engine.catalog import Blob
-from weightd.engine.threads import step_back
 from weightd.engine.transfer import Stopped
+from weightd.kernel import step_back
 from weightd.storage.pages import footprint
 from weightd.storage.protocols import BlobStore
 

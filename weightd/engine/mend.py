@@ -25,8 +25,8 @@ from weightd.core.parts import Part
 from weightd.engine.checks import Found, Promise
 from weightd.engine.crcs import crc_of
 from weightd.engine.jobs import FileJob
-from weightd.engine.threads import step_back
 from weightd.engine.transfer import Stopped, TransferOptions
+from weightd.kernel import step_back
 from weightd.sources.protocols import Reader
 from weightd.storage.pages import footprint
 

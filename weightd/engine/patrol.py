@@ -18,8 +18,8 @@ from weightd.engine.api import CopyState
 from weightd.engine.catalog import Blob, Catalog
 from weightd.engine.copies import Manner
 from weightd.engine.scrub import Preempted, Scrubber
-from weightd.engine.threads import reads_last, step_back
 from weightd.engine.throttle import Throttle
+from weightd.kernel import reads_last, step_back
 
 log = logging.getLogger(__name__)
 

@@ -3,45 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
-import os
-import platform
 import threading
 from collections.abc import Callable
-from typing import Final, TypeVar
+from typing import TypeVar
 
 T = TypeVar("T")
-
-_IOPRIO_SET: Final = {"x86_64": 251, "aarch64": 30, "riscv64": 30}
-"""Its system call, which libc has no function for, by machine."""
-_IOPRIO_WHO_PROCESS: Final = 1
-"""With the id 0: the calling thread."""
-_IOPRIO_IDLE: Final = 3 << 13
-"""linux/ioprio.h"""
-_LIBC = ctypes.CDLL(None, use_errno=True)
-_LIBC.syscall.restype = ctypes.c_long
-_LIBC.syscall.argtypes = [ctypes.c_long] * 4
-
-BULK_NICE: Final = 5
-"""Niceness of threads that move bytes: on a host without a free core the event loop runs first."""
-
-
-def step_back() -> None:
-    """The calling thread moves bytes: the event loop, and the workers of the host, go before it."""
-    thread = threading.get_native_id()
-    # Linux keeps niceness by thread (sched(7)). One that is nicer already stays so.
-    if os.getpriority(os.PRIO_PROCESS, thread) < BULK_NICE:
-        os.setpriority(os.PRIO_PROCESS, thread, BULK_NICE)
-
-
-def reads_last() -> bool:
-    """The calling thread's reads and writes of disks come after everybody else's (ioprio_set(2), class idle). False
-    where the kernel does not let us, or is not known well enough.
-
-    Honoured by the schedulers bfq and mq-deadline; with "none", usual for NVMe, a disk knows no order.
-    """
-    number = _IOPRIO_SET.get(platform.machine())
-    return number is not None and _LIBC.syscall(number, _IOPRIO_WHO_PROCESS, 0, _IOPRIO_IDLE) == 0
 
 
 async def in_own_thread(call: Callable[[], T], stop: Callable[[], None], name: str) -> T:

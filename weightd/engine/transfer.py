@@ -21,8 +21,8 @@ from weightd.engine.jobs import FIRST, FileJob, Received
 from weightd.engine.receiver import Receiver, Stopped
 from weightd.engine.requests import WATCH_S, Requests
 from weightd.engine.tasks import Pending, Places, Task, order
-from weightd.engine.threads import step_back
 from weightd.engine.throttle import Throttle
+from weightd.kernel import step_back
 
 RAMP_S = 0.05
 """How soon more receivers follow when an origin turns out to reward more requests."""

@@ -19,6 +19,7 @@ from contextlib import suppress
 from typing import Final
 
 from weightd.core.errors import WeightdError
+from weightd.kernel import MADV_POPULATE_WRITE, address_of, advise, step_back
 from weightd.sources.connection import ConnectionPool
 from weightd.sources.http_reader import HttpReader
 from weightd.sources.messages import (
@@ -37,12 +38,8 @@ from weightd.sources.messages import (
 )
 from weightd.sources.remote import make_pool
 
-NICE: Final = 5
-"""As the daemon's threads that move bytes (engine.threads)."""
 SPAN: Final = 32 << 20
 """Bytes mapped at a time: a part of the usual size, wherever it begins."""
-POPULATE: Final = 23
-"""MADV_POPULATE_WRITE of linux/mman.h: one call in place of a fault for each page."""
 
 
 class Window:
@@ -71,7 +68,7 @@ class Window:
         page = begin - begin % mmap.PAGESIZE
         # Before Linux 5.14 the kernel has no such advice, and faults the pages in one by one.
         with suppress(OSError):
-            self._map.madvise(POPULATE, page, begin + count - page)
+            advise(address_of(self._map) + page, begin + count - page, MADV_POPULATE_WRITE)
         return memoryview(self._map)[begin : begin + count]
 
     def drop(self) -> None:
@@ -204,7 +201,7 @@ def main() -> None:
     # Whoever stops the daemon may signal all of its processes: it decides when this one ends.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    os.nice(max(0, NICE - os.nice(0)))
+    step_back()
     with suppress(EOFError):
         serve(Channel(socket.socket(fileno=int(sys.argv[1]))))
     # Threads may be in the middle of a read that nobody waits for.

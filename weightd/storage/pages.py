@@ -6,22 +6,16 @@ MADV_POPULATE_WRITE gives huge pages; everywhere else posix_fallocate is the fas
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import mmap
 import os
 from pathlib import Path
 from typing import Final
 
-from weightd.storage.shared import address_of
+from weightd.kernel import MADV_POPULATE_WRITE, address_of, advise
 
 PAGE: Final = 4096
 HUGE_PAGE: Final = 2 << 20
-MADV_POPULATE_WRITE: Final = 23
-"""linux/mman.h, since Linux 5.14."""
-
-_LIBC = ctypes.CDLL(None, use_errno=True)
-_LIBC.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
 def mount_options(path: Path, mounts: str | None = None) -> tuple[str, list[str]]:
@@ -75,10 +69,7 @@ class Allocator:
                     raise
 
     def _advise(self, offset: int, length: int, advice: int) -> None:
-        # Not mmap.madvise, which holds the interpreter's lock for as long as the kernel needs.
-        if _LIBC.madvise(self._address + offset, length, advice):
-            code = ctypes.get_errno()
-            raise OSError(code, os.strerror(code))
+        advise(self._address + offset, length, advice)
 
 
 def pmd_mapped(path: Path) -> int:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import mmap
 import os
+
+from weightd.kernel import address_of
 
 
 class SharedMap:
@@ -43,8 +44,3 @@ class Slabs:
             view.release()
         self._map.close()
         os.close(self._fd)
-
-
-def address_of(memory: mmap.mmap | memoryview) -> int:
-    """Of the first byte of writable memory, in this process."""
-    return ctypes.addressof(ctypes.c_char.from_buffer(memory))
