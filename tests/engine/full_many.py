@@ -6,7 +6,7 @@ import asyncio
 import sys
 from pathlib import Path
 
-from tests.engine.full import OTHER, SMALL, fill, mount, refused
+from tests.engine.full import BIG, OTHER, SMALL, fill, mount, refused
 from tests.engine.rig import MIB, REF, Origin, Served, pattern, running
 from weightd.core.errors import DiskFull, Exhausted, ShmFull, WeightdError
 from weightd.engine.export import fetch_to
@@ -52,6 +52,26 @@ async def sum_of_transfers(directory: Path) -> None:
         assert {path for path, _, _ in source.starts} <= set(MANY)
         source.release()
         assert len(rig.content((await task).model)) == len(MANY)
+
+
+async def sum_of_opened(directory: Path, options: str) -> None:
+    """So is what a file that has begun has yet to take; and what it has taken is not counted again."""
+    mount("/dev/shm", options)
+    source = Origin({REF: {"big": Served(BIG)}})
+    sizes = {"too-large": 6, "fits": 4}
+    models = {name: f"http://origin/{name}/" for name in sizes}
+    for name, size in sizes.items():
+        source.models[models[name]] = {name: Served(pattern(size * MIB, name))}
+    source.hold(lambda path, offset: path == "big" and offset >= 4 * MIB)
+    async with running(directory, source, part_size=MIB, receivers=1) as rig:
+        task = asyncio.create_task(rig.acquire())
+        await asyncio.to_thread(source.reached.wait)
+        await refused(rig.acquire(models["too-large"]), ShmFull)
+        assert {path for path, _, _ in source.starts} == {"big"}
+        await rig.acquire(models["fits"])
+        assert len(rig.segments()) == 2
+        source.release()
+        assert rig.content((await task).model) == {"big": BIG}
 
 
 async def disk_taken(directory: Path) -> None:
@@ -120,6 +140,8 @@ CASES = {
     "sum-of-files": lambda d: sum_of_files(d, "size=8m"),
     "sum-of-files-huge": lambda d: sum_of_files(d, "size=8m,huge=within_size"),
     "sum-of-transfers": sum_of_transfers,
+    "sum-of-opened": lambda d: sum_of_opened(d, "size=16m"),
+    "sum-of-opened-huge": lambda d: sum_of_opened(d, "size=16m,huge=within_size"),
     "disk-taken": disk_taken,
     "disk-taken-kept": disk_taken_while_something_is_kept,
     "cancelled": lambda d: cancelled_between_files(d, "size=64m"),

@@ -170,6 +170,25 @@ class SegmentStoreSuite:
             store.check_room(store.total() + 4096)
         assert self.names(store) == set()
 
+    def test_tells_what_it_will_still_take(self, store: SegmentStore) -> None:
+        segment = store.create("a", 5 * 4096 + 1)
+        assert 0 <= segment.unbacked <= 6 * 4096
+        segment.prepare(4096, 3 * 4096)
+        assert 0 <= segment.unbacked <= 3 * 4096
+        segment.prepare(0, segment.size)
+        assert segment.unbacked == 0
+        segment.unlink()
+        assert segment.unbacked == 0
+        given_up = store.create("a", 4096)
+        given_up.unlink()
+        assert given_up.unbacked == 0
+        sealed = store.create("a", 4096)
+        sealed.prepare(0, 4096)
+        sealed.seal()
+        assert sealed.unbacked == 0
+        sealed.unlink()
+        assert store.create("a", 0).unbacked == 0
+
     def test_leftovers_of_the_same_owner_go(self, store: SegmentStore) -> None:
         store.create("open", 10)
         store.create("sealed", 10).seal()

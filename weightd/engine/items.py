@@ -58,7 +58,8 @@ class Item:
     """Its bytes are not those that were promised: nothing of them is kept."""
     part_size: int = 0
     opened: bool = field(default=False)
-    """Its segment and ingest were made, or are being made: the file systems know of it."""
+    """Its ingest was made, or is being made: the disk knows of it."""
+    discarded: bool = field(default=False)
     paths: list[str] = field(default_factory=list)
 
     @property
@@ -163,6 +164,7 @@ class Item:
     def discard(self) -> None:
         """Blocking: a segment that no blob took over goes, and an ingest that was not committed is kept to be
         resumed, or goes too; nothing of it is open any more. Idempotent."""
+        self.discarded = True
         segment, ingest, self.segment, self.ingest, self.job = self.segment, self.ingest, None, None, None
         try:
             if segment is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager
 
 from weightd.core.errors import DiskFull
@@ -14,8 +14,9 @@ from weightd.storage.pages import footprint
 
 
 class Room:
-    """Counts what the files of all transfers under way will take once their turn comes: segments and ingests are made
-    one by one, so that what is free on the file systems is not yet what is left. On the event loop."""
+    """Counts what the files of all transfers under way will still take: ingests are made when their turn comes, and the
+    pages of segments part by part, so that what is free on the file systems is not yet what is left. On the event
+    loop."""
 
     def __init__(self, catalog: Catalog, kept: KeptIngests) -> None:
         self._catalog, self._kept = catalog, kept
@@ -32,12 +33,11 @@ class Room:
             self._moving.remove(items)
 
     async def _check(self) -> None:
-        waiting = [i for items in self._moving for i in items if not i.opened]
-        shm = sum(footprint(i.file.size) for i in waiting if i.into_shm)
-        await self._catalog.io(self._catalog.segments.check_room, shm)
+        await self._check_shm()
         while True:
             kept = self._kept.sizes()
-            disk = sum(missing(i.file.size, i.identities, kept) for i in waiting if i.held is None)
+            waiting = [i for i in self._items() if not i.opened and i.held is None]
+            disk = sum(missing(i.file.size, i.identities, kept) for i in waiting)
             try:
                 await self._catalog.io(self._catalog.store.check_room, disk)
             except DiskFull:
@@ -45,3 +45,17 @@ class Room:
                     raise
             else:
                 return
+
+    async def _check_shm(self) -> None:
+        segments = self._catalog.segments
+        # Before it is asked what others still take: what they take in between counts as had, never twice.
+        free = await self._catalog.io(segments.free)
+        takers = [(i.segment, i) for i in self._items() if i.into_shm and not i.committed]
+        made = [segment for segment, _ in takers if segment is not None]
+        wanted = sum(footprint(i.file.size) for segment, i in takers if segment is None and not i.discarded)
+        wanted += await self._catalog.io(lambda: sum(s.unbacked for s in made))
+        if wanted > free:
+            await self._catalog.io(segments.check_room, wanted)
+
+    def _items(self) -> Iterator[Item]:
+        return (i for items in self._moving for i in items)

@@ -65,6 +65,10 @@ class MemorySegment:
     def prepare(self, offset: int, length: int) -> None:
         """All bytes are there from the start."""
 
+    @property
+    def unbacked(self) -> int:
+        return 0
+
     def seal(self) -> None:
         self._view.release()
         if self.size:

@@ -50,6 +50,11 @@ class Segment(Protocol):
         """
         ...
 
+    @property
+    def unbacked(self) -> int:
+        """Bytes that it will still take from what is free on the file system. Any thread."""
+        ...
+
     def seal(self) -> None:
         """Publish: mode 0440, the writable map released. Nothing in this process can write it any more.
 

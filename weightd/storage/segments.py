@@ -27,6 +27,8 @@ ROOT: Final = Path("/dev/shm")
 """Where Linux shows POSIX shared memory (shm_overview(7))."""
 PREFIX: Final = "weightd"
 SEALED_MODE: Final = 0o440
+BLOCK: Final = 512
+"""Bytes of what `st_blocks` counts (stat(2))."""
 
 
 def _room() -> tuple[int, int]:
@@ -76,6 +78,7 @@ class PosixSegment:
         self._life = Lifecycle("segment", SEGMENT, SegmentState.CREATED)
         self._map: mmap.mmap | None = None
         self._fd = -1
+        self._closing = threading.Lock()
         self._view = memoryview(bytearray())
         self._identity = (0, 0)
         if size:
@@ -121,6 +124,14 @@ class PosixSegment:
     def prepare(self, offset: int, length: int) -> None:
         with shm_errors(length):
             self._allocator.prepare(offset, length)
+
+    @property
+    def unbacked(self) -> int:
+        with self._closing:
+            if self._fd < 0:  # Sealed, or given up.
+                return 0
+            # Pages may be larger than footprint() counts (huge=).
+            return max(0, pages.footprint(self.size) - os.fstat(self._fd).st_blocks * BLOCK)
 
     def seal(self) -> None:
         if self.size and self.state is SegmentState.CREATED:
@@ -188,9 +199,10 @@ class PosixSegment:
             self._map = None
 
     def _close(self) -> None:
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
+        with self._closing:
+            fd, self._fd = self._fd, -1
+            if fd >= 0:
+                os.close(fd)
 
     def __repr__(self) -> str:
         return f"<PosixSegment {self.name} {self.state.name} {self.size}>"
