@@ -9,8 +9,7 @@ import socket
 import ssl
 import threading
 import time
-from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -22,6 +21,7 @@ from weightd.sources import net
 from weightd.sources.answers import Answer
 from weightd.sources.dial import Addresses, Dialler, Live, Place, SharedAddresses
 from weightd.sources.gates import Gates
+from weightd.sources.idle import IDLE_SECONDS, Idle
 from weightd.sources.proxies import Proxies, Proxy
 from weightd.sources.routes import Routes
 from weightd.sources.shared import SharedGates, SharedRoutes
@@ -30,9 +30,6 @@ from weightd.sources.urls import Origin, Target, target
 from weightd.version import __version__
 
 USER_AGENT = f"weightd/{__version__}"
-
-IDLE_SECONDS = 10.0
-"""Idle connections older than this are not reused; servers close theirs after 15 s (Apache: 5 s) and more."""
 
 
 class HttpOptions(msgspec.Struct, frozen=True):
@@ -65,7 +62,6 @@ class Connection(http.client.HTTPConnection):
         super().__init__(origin.host, origin.port)
         self.origin = origin
         self.proxy = proxy
-        self.idle_since = 0.0
         self._options = options
         self._context = context
         self._addresses = addresses
@@ -189,7 +185,7 @@ class ConnectionPool:
     """Idle connections by origin. Thread-safe; opens no more than it is asked for, keeps `connections_per_host`.
 
     `gates`, `routes` and `addresses` are those of all pools that load the same origins together; by default its
-    own.
+    own. For `timed`, `seconds` and `clock` see `Idle`.
     """
 
     def __init__(
@@ -198,12 +194,17 @@ class ConnectionPool:
         gates: SharedGates | None = None,
         routes: SharedRoutes | None = None,
         addresses: SharedAddresses | None = None,
+        *,
+        timed: bool = True,
+        seconds: float = IDLE_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.options = options
         self._lock = threading.Lock()
-        self._idle: dict[Origin, list[Connection]] = defaultdict(list)
+        self._idle: Idle[Origin, Connection] = Idle(
+            Connection.close, options.connections_per_host, timed=timed, seconds=seconds, clock=clock
+        )
         self._context: ssl.SSLContext | None = None
-        self._closed = False
         self.addresses: SharedAddresses = addresses or Addresses()
         self.gates: SharedGates = gates or Gates(options.connections_per_host)
         # Whoever asks has its answer, or a fault, after these two; then the next one asks.
@@ -211,8 +212,8 @@ class ConnectionPool:
 
     def take(self, origin: Origin) -> tuple[Connection, bool]:
         """A connection, and whether it was used before. A fresh one connects when it is asked."""
-        while (idle := self._pop(origin)) is not None:
-            if time.monotonic() - idle.idle_since < IDLE_SECONDS and idle.usable() and not idle.avoided:
+        while (idle := self._idle.take(origin)) is not None:
+            if idle.usable() and not idle.avoided:
                 return idle, True
             idle.close()
         return self.fresh(origin), False
@@ -229,14 +230,10 @@ class ConnectionPool:
 
     def give(self, connection: Connection) -> None:
         """Back for reuse, if it can be."""
-        connection.idle_since = time.monotonic()
         if connection.usable():
-            with self._lock:
-                idle = self._idle[connection.origin]
-                if not self._closed and len(idle) < self.options.connections_per_host:
-                    idle.append(connection)
-                    return
-        connection.close()
+            self._idle.give(connection.origin, connection)
+        else:
+            connection.close()
 
     def context(self) -> ssl.SSLContext:
         """Made once: loading the authorities takes tens of milliseconds. Raises ConfigError."""
@@ -247,17 +244,7 @@ class ConnectionPool:
 
     def close(self) -> None:
         """Close the idle ones; those in use are closed as they come back. Idempotent."""
-        with self._lock:
-            self._closed = True
-            idle = [c for several in self._idle.values() for c in several]
-            self._idle.clear()
-        for connection in idle:
-            connection.close()
-
-    def _pop(self, origin: Origin) -> Connection | None:
-        with self._lock:
-            several = self._idle.get(origin)
-            return several.pop() if several else None
+        self._idle.close()
 
 
 def _context(ca_file: str) -> ssl.SSLContext:

@@ -15,6 +15,7 @@ from typing import Final
 from weightd.core.errors import SourceUnavailable
 from weightd.sources.connection import ConnectionPool, HttpOptions
 from weightd.sources.desk import Use
+from weightd.sources.idle import IDLE_SECONDS, Idle
 from weightd.sources.messages import Abort, Channel, Message, NewChannel, Setup
 
 CHECK_S: Final = 0.2
@@ -112,14 +113,15 @@ class Line:
 
 class Processes:
     """Up to `most` receiver processes, started when they are first needed. Thread-safe. What is known of origins
-    is that of `shared`."""
+    is that of `shared`. A channel that was idle for `seconds` is closed, and with it its connections."""
 
-    def __init__(self, most: int, shared: ConnectionPool) -> None:
+    def __init__(self, most: int, shared: ConnectionPool, *, seconds: float = IDLE_SECONDS) -> None:
         self.shared = shared
         self._most, self._options = most, shared.options
         self._lock = threading.Lock()
         self._processes: list[Process] = []
-        self._idle: list[Line] = []
+        # Each keeps a connection; together they keep no more than the daemon itself would.
+        self._idle: Idle[None, Line] = Idle(self.close_line, self._options.connections_per_host, seconds=seconds)
         self._closed = False
 
     def take(self) -> Line:
@@ -128,8 +130,8 @@ class Processes:
             if self._closed:
                 raise SourceUnavailable("the sources are closed")
             self._forget_dead()
-            if self._idle:
-                return self._idle.pop()
+            if (idle := self._idle.take(None)) is not None:
+                return idle
             try:
                 return self._least().open()
             except OSError as e:
@@ -145,21 +147,14 @@ class Processes:
 
     def _forget_dead(self) -> None:
         dead = [p for p in self._processes if not p.alive]
-        for line in [i for i in self._idle if i.process in dead]:
-            self._idle.remove(line)
-            self.close_line(line)
+        self._idle.drop(lambda line: line.process in dead)
         for process in dead:
             self._processes.remove(process)
             process.close()
 
     def give(self, line: Line) -> None:
         """Back, to be used again."""
-        with self._lock:
-            # Each keeps a connection; together they keep no more than the daemon itself would.
-            if not self._closed and len(self._idle) < self._options.connections_per_host:
-                self._idle.append(line)
-                return
-        self.close_line(line)
+        self._idle.give(None, line)
 
     def close_line(self, line: Line) -> None:
         """It is of no use any more, and its connections are not either."""
@@ -176,9 +171,7 @@ class Processes:
         """All of them end. Idempotent. Blocking."""
         with self._lock:
             self._closed = True
-            lines, self._idle = self._idle, []
             processes, self._processes = self._processes, []
-        for line in lines:
-            self.close_line(line)
+        self._idle.close()
         for process in processes:
             process.close()

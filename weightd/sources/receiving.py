@@ -40,6 +40,6 @@ class Receiving:
 
     async def close(self) -> None:
         """Idempotent."""
-        self.pool.close()
+        await asyncio.to_thread(self.pool.close)
         if self._processes is not None:
             await asyncio.to_thread(self._processes.close)

@@ -119,6 +119,7 @@ class RemoteAddresses:
 
 def make_pool(options: HttpOptions, channel: Channel) -> ConnectionPool:
     """Connections of one channel, which share with the daemon what is known of origins. One reader at a time needs no
-    more than one idle connection to each; how many may be under way is the daemon's affair."""
+    more than one idle connection to each; how many may be under way is the daemon's affair. So is when the channel was
+    idle for too long: nobody answers there to the address that a closed connection gives back."""
     options = msgspec.structs.replace(options, connections_per_host=1)
-    return ConnectionPool(options, RemoteGates(channel), RemoteRoutes(channel), RemoteAddresses(channel))
+    return ConnectionPool(options, RemoteGates(channel), RemoteRoutes(channel), RemoteAddresses(channel), timed=False)
