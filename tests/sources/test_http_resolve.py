@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -291,13 +292,16 @@ async def test_cancelling_ends_the_thread_that_reads_the_index(origin: Origin, p
     url = put_index(origin)
     origin.fault("m/model.safetensors.index.json", Fault(), times=1)
     origin.fault("m/model.safetensors.index.json", Fault(stall_after=1))
+    threads = ThreadPoolExecutor()
+    asyncio.get_running_loop().set_default_executor(threads)
     task = asyncio.create_task(resolve(patient, url))
     await asyncio.to_thread(origin.wait_for, 2)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor())
     async with asyncio.timeout(20):  # A thread left behind would hold its connection for 60 s.
-        await asyncio.get_running_loop().shutdown_default_executor()
+        await asyncio.to_thread(threads.shutdown)
 
 
 async def test_probes_share_connections(origin: Origin, http: HttpSource) -> None:
