@@ -50,6 +50,15 @@ class Refused(Exception):
         self.answer = _json({"error": message}, {name: value for name, value in said.items() if value}, status)
 
 
+class Moved(Exception):
+    """What was asked for has another address: 307 to `target`, a path with its query, as it stands."""
+
+    def __init__(self, target: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(target)
+        body = f"Temporary Redirect. Redirecting to {target}".encode()
+        self.answer = plain(307, body, {"Location": target, **(headers or {})})
+
+
 @dataclass
 class _Bucket:
     quota: int = _UNLIMITED
@@ -69,6 +78,7 @@ class Hub(Origin):
         """Of a tree; 50 at most with `expand`."""
         self.resolve_cache = True
         self._repos: dict[str, Repo] = {}
+        self._moved: dict[str, str] = {}
         self._users: dict[str, str] = {}
         self._buckets = {name: _Bucket() for name in ("api", "resolvers", "pages")}
         self._hooks: list[tuple[str, Callable[[], object]]] = []
@@ -84,11 +94,11 @@ class Hub(Origin):
         self._repos[name] = Repo(name)
         return self._repos[name]
 
-    def rename(self, repo: Repo, name: str) -> Repo:
-        """The repository under its new name; the old one redirects there."""
-        moved = self._repos[name] = Repo(name, commits=repo.commits, refs=repo.refs)
-        repo.moved_to = name
-        return moved
+    def rename(self, repo: Repo, name: str) -> None:
+        """From now on its old name redirects to the new one."""
+        self._moved[repo.id] = name
+        self._repos[name] = repo
+        repo.id = name
 
     def token(self, token: str, user: str) -> None:
         """From now on it is good, and the user's."""
@@ -129,7 +139,7 @@ class Hub(Origin):
             user = self._user(asked)
             quota = self._spend(bucket_of(path), user)
             answer = self._route(asked, user, fault)
-        except Refused as e:
+        except (Refused, Moved) as e:
             answer = e.answer
         answer.headers.update(quota)
         return answer
@@ -201,11 +211,8 @@ class Hub(Origin):
                 told += ". You must have access to it and be authenticated to access it. Please log in."
                 raise Refused(401, "GatedRepo", told)
             raise Refused(403, "GatedRepo", f"{told} and you are not in the authorized list. Ask for access.")
-        if repo.moved_to:
-            target = asked.target.replace(name, repo.moved_to, 1)
-            moved = Refused(307, "", "")
-            moved.answer = plain(307, f"Temporary Redirect. Redirecting to {target}".encode(), {"Location": target})
-            raise moved
+        if name in self._moved:
+            raise Moved(asked.target.replace(name, self._moved[name], 1))
         return repo
 
     def _commit(self, repo: Repo, revision: str) -> Commit:
@@ -278,7 +285,7 @@ class Hub(Origin):
         if self.resolve_cache and repo.id.count("/") == 1:
             named = quote(asked.target.partition("?")[0], safe="")
             location = f"/api/resolve-cache/models/{repo.id}/{commit.sha}/{quote(path)}?{named}=&etag=%22{file.sha1}%22"
-            return plain(307, b"Temporary Redirect", headers | {"Location": location})
+            raise Moved(location, headers)
         return self._plain_file(commit, path, asked, fault)
 
     def _plain_file(self, commit: Commit, path: str, asked: Asked, fault: Fault) -> Answer:

@@ -11,6 +11,7 @@ A signature is over path and query as they were sent: whoever decodes a %2F in t
 from __future__ import annotations
 
 import base64
+import calendar
 import hashlib
 import hmac
 import json
@@ -103,7 +104,7 @@ class Cdn(Origin):
             number = int(said["N"][0].split("/")[0])
             if "X-Amz-Date" in said:
                 signed = time.strptime(said["X-Amz-Date"][0] + " UTC", "%Y%m%dT%H%M%SZ %Z")
-                ends = _seconds(signed) + int(said["X-Amz-Expires"][0])
+                ends = calendar.timegm(signed) + int(said["X-Amz-Expires"][0])
             else:
                 ends = int(said["Expires"][0])
         except (KeyError, ValueError):
@@ -125,9 +126,3 @@ class Cdn(Origin):
         policy = {"Statement": [{"Condition": until, "Resource": self.url(f"{name}*")}]}
         text = base64.b64encode(json.dumps(policy).encode()).decode()
         return text.translate(str.maketrans("+=/", "-_~"))
-
-
-def _seconds(when: time.struct_time) -> int:
-    import calendar
-
-    return calendar.timegm(when)

@@ -129,8 +129,6 @@ class Repo:
     readers: set[str] = field(default_factory=set)
     """Users for whom it is neither private nor gated."""
     disabled: bool = False
-    moved_to: str = ""
-    """Its new name: every request is redirected there."""
     commits: dict[str, Commit] = field(default_factory=dict)
     refs: dict[str, str] = field(default_factory=dict)
     """Full names, as refs/heads/main, refs/tags/v1, refs/pr/1, to commits."""
