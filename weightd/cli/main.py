@@ -25,6 +25,7 @@ COMMANDS: Final = {
     "status": "Show what the daemon holds and what room is left.",
     "verify": "Check again what is at rest, and repair it.",
     "inspect": "List the tensors of a model.",
+    "link": "Lay a model out as a Hugging Face cache.",
     "doctor": "Check this host, and say how to mend what is wrong.",
 }
 EPILOG: Final = """\b

@@ -30,3 +30,9 @@ def digest_of(raw: bytes) -> Digest:
 def hex_of(digest: Digest) -> str:
     """The 64 digits alone."""
     return digest.removeprefix("sha256:")
+
+
+def blob_name(digest: Digest) -> str:
+    """Where the blob lies on disk, below the state directory: `blobs/sha256/ab/<hex>`."""
+    name = hex_of(digest)
+    return f"blobs/sha256/{name[:2]}/{name}"

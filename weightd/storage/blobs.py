@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from weightd.core.digest import Digest, hex_of, parse_digest
+from weightd.core.digest import Digest, blob_name, parse_digest
 from weightd.core.errors import AccessDenied, DigestSyntax, NotFound, PathInTheWay
 from weightd.core.lifecycle import IngestState
 from weightd.storage.direct import (
@@ -81,8 +81,7 @@ class DirectoryBlobStore:
         return self._directory.adopt(self.path(digest), LedgerHeader(digest, size, part_size), checksums)
 
     def path(self, digest: Digest) -> Path:
-        name = hex_of(digest)
-        return self.blobs / name[:2] / name
+        return self.root / blob_name(digest)
 
     def make_parent(self, target: Path) -> None:
         """The two-letter directory of a blob, durably."""
