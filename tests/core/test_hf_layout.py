@@ -85,7 +85,9 @@ def test_repositories_are_those_of_the_client(repo: str) -> None:
 def test_named() -> None:
     assert named("hf://org/name") == ("org/name", "main")
     assert named("hf://gpt2@refs/pr/1") == ("gpt2", "refs/pr/1")
-    for ref in ("https://huggingface.co/org/name", "hf://", "hf://a/b/c", "demo"):
+    assert named("hf://org/name@dev%2Fnew?include=*.json") == ("org/name", "dev/new")
+    others = ("https://huggingface.co/org/name", "hf://", "demo", "hf://@main")
+    for ref in (*others, "hf://a/b/c", "hf://a/b@main/c", "hf://a/b@refs/pr/1/c", "hf://a/b/c@main"):
         with pytest.raises(RefSyntax):
             named(ref)
 
