@@ -17,6 +17,7 @@ from tests.support.serving import run_script
 from weightd import Client
 from weightd.cli.link import link_model
 from weightd.client.types import ModelInfo
+from weightd.core.budget import human
 from weightd.core.errors import InvalidArgument, NotFound
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -44,6 +45,27 @@ def test_links_to_the_blobs_of_a_daemon(served: Served, held: ModelInfo, tmp_pat
     assert (made.hard, made.symbolic) == ((1, 0) if hard else (0, 1))
     assert blob.is_symlink() != hard
     assert Path(run_script(OFFLINE, tmp_path).stdout.strip(), "model.safetensors").read_bytes() == MODEL
+
+
+def test_command(served: Served, held: ModelInfo, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it prints, first and when it is repeated. The daemon is a real one; it takes no hf:// refs here."""
+
+    class AsOfTheHub(Client):
+        def model(self, ref: str) -> ModelInfo:
+            assert ref == held.ref
+            return held
+
+    monkeypatch.setattr("weightd.cli.link.parse_ref", lambda ref: ref)
+    monkeypatch.setattr("weightd.cli.link.connect", AsOfTheHub)
+    arguments = ("--socket", served.socket, "link", held.ref, "--hf-cache", tmp_path)
+    snapshot = f"{tmp_path}/models--org--name/snapshots/{COMMIT}"
+    hard = os.stat(served.state_dir).st_dev == os.stat(tmp_path).st_dev
+    kind = "hard link" if hard else "symlink"
+    assert cli(*arguments).out == f"hf://org/name: 1 file, {human(held.size)} (1 {kind}): {snapshot}\n"
+    assert cli(*arguments).out == f"hf://org/name: 1 file, {human(held.size)} (1 kept): {snapshot}\n"
+    (told,) = cli(*arguments, "--json").objects
+    counts = {"hard_links": 0, "symlinks": 0, "kept": 1}
+    assert told == {"type": "link", "ref": "hf://org/name", "revision": COMMIT, "directory": snapshot} | counts
 
 
 def test_file_outside_of_lfs(served: Served, host: Cli, origin: Origin, tmp_path: Path) -> None:
