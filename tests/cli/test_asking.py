@@ -17,12 +17,14 @@ def test_ls(host: Cli, origin: Origin) -> None:
     ref = origin.url("m/model.safetensors")
     assert host("fetch", ref).code == 0
     lines = host("ls").out.splitlines()
-    assert lines[0].split() == ["REF", "REVISION", "SIZE", "FILES", "CHECKED", "SHM", "NVME", "LEASES", "USED"]
+    assert lines[0].split() == ["REF", "REVISION", "STATE", "SIZE", "FILES", "CHECKED", "SHM", "NVME", "LEASES", "USED"]
     (line,) = [x for x in lines if x.startswith(ref)]
     assert "size checked" in line
     assert line.count("resident") == 2
+    assert line.split()[2] == "current"
     (model,) = [m for m in host("ls", "--json").objects if m["ref"] == ref]
     assert (model["type"], model["size"], model["leases"], model["shm"]) == ("model", len(MODEL), 0, "resident")
+    assert model["current"] is True
     assert 0 < model["last_verified"] == model["files"][0]["last_verified"] <= time.time()  # type: ignore[operator,index]
 
 

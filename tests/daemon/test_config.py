@@ -51,6 +51,7 @@ FAULTS = {
     "period of months": ('[verify]\n\nevery = "1M2"\n', "line 3: verify.every: '1M2' is not a period"),
     "period too short": ('[verify]\nevery = "0.5s"\n', "line 2: verify.every: '0.5s' is out of range"),
     "period as number": ("[verify]\nevery = 7\n", "line 2: verify.every: Expected str, got int"),
+    "snapshots without sense": ("[snapshots]\n\nkeep = -1\n", "line 3: snapshots.keep: -1 is out of range"),
     "rate": ('[verify]\nmax_rate = "1KiB"\n', "line 2: verify.max_rate: '1KiB' is out of range"),
     "unknown key of verify": ('[verify]\nevry = "7d"\n', "line 2: verify.evry: unknown key"),
     "log level": ('[daemon]\nlog_level = "loud"\n', "line 2: daemon.log_level: Invalid enum value 'loud'"),

@@ -253,11 +253,14 @@ async def running(
     nvme: int = 256 * MIB,
     transfers: int = 2,
     patrol: PatrolOptions | None = None,
+    keep: int = 1,
     **transfer: int,
 ) -> AsyncIterator[Rig]:
     """Stopped at the end, after which nothing may be in shared memory and no thread may run."""
     owner = owner or "t" + secrets.token_hex(6)
-    options = EngineOptions(root, shm, nvme, TransferOptions(**({"part_size": PART} | transfer)), transfers, patrol)
+    options = EngineOptions(
+        root, shm, nvme, TransferOptions(**({"part_size": PART} | transfer)), transfers, patrol, keep
+    )
     engine = Engine(
         options,
         segments=PosixSegmentStore(owner),

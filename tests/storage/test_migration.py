@@ -64,7 +64,7 @@ def test_schema_1_becomes_the_current_one(tmp_path: Path, stamped: bool) -> None
         assert state.seen() == {"source:x": D1}
         assert state.models() == [MODEL]
         state.close()
-    assert version_of(path) == SCHEMA_VERSION == 2
+    assert version_of(path) == SCHEMA_VERSION == 3
     state.open()
     state.set_verified(D1, 7.5)
     state.close()

@@ -49,6 +49,45 @@ def test_links_are_switched_and_nothing_stays(directories: ModelDirectories, blo
     assert os.listdir(directory.parent) == ["rev"]
 
 
+def test_current_leads_to_one_revision_or_another(
+    directories: ModelDirectories, blobs: dict[str, Path], tmp_path: Path
+) -> None:
+    directories.publish("model", "one", {"x": blobs["a"]})
+    directories.publish("model", "two", {"x": blobs["b"]})
+    link = directories.path("model", "current")
+    for revision, text in (("one", "a"), ("two", "b"), ("two", "b"), ("one", "a")):
+        directories.switch("model", revision)
+        assert (os.readlink(link), (link / "x").read_text()) == (revision, text)
+    assert sorted(os.listdir(link.parent)) == ["current", "one", "two"]
+    (tmp_path / "state").rename(tmp_path / "moved")
+    assert (tmp_path / "moved/models/model/current/x").read_text() == "a"
+
+
+def test_what_is_no_link_is_not_switched(directories: ModelDirectories, blobs: dict[str, Path]) -> None:
+    directories.publish("model", "one", {"x": blobs["a"]})
+    (directories.root / "model" / "current").mkdir()
+    with pytest.raises(PathInTheWay, match="not a symlink"):
+        directories.switch("model", "one")
+
+
+def test_a_directory_goes_and_what_it_led_to_stays(directories: ModelDirectories, blobs: dict[str, Path]) -> None:
+    directories.publish("model", "one", {"x": blobs["a"], "sub/y": blobs["b"]})
+    directories.publish("model", "two", {"x": blobs["a"]})
+    for _ in range(2):
+        directories.remove("model", "one")
+        assert os.listdir(directories.root / "model") == ["two"]
+    assert {p.read_text() for p in blobs.values()} == {"a", "b"}
+
+
+def test_directories_of_no_snapshot_go_at_the_start(directories: ModelDirectories, blobs: dict[str, Path]) -> None:
+    for revision in ("one", "two", "three"):
+        directories.publish("model", revision, {"x": blobs["a"], "sub/y": blobs["b"]})
+    (directories.path("model", "three") / "sub" / "note.txt").write_text("somebody's")
+    directories.switch("model", "one")
+    directories.drop_others({("model", "one")})
+    assert sorted(os.listdir(directories.root / "model")) == ["current", "one", "three"]
+
+
 def test_links_into_shared_memory_are_absolute(directories: ModelDirectories) -> None:
     directory = directories.publish("model", "rev", {"x": Path("/dev/shm/weightd-x")})
     assert os.readlink(directory / "x") == "/dev/shm/weightd-x"

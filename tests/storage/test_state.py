@@ -22,7 +22,7 @@ def blob(digest: Digest = D1, size: int = 5000, parts: int = 2) -> BlobRecord:
 
 
 def manifest(revision_seed: str = "a") -> Manifest:
-    return make_manifest("http://h/m", "raw", [FileSpec("f", 5000, f"http://h/{revision_seed}", D1)])
+    return make_manifest("http://h/m", "raw", [FileSpec(f"f{revision_seed}", 5000, f"http://h/{revision_seed}", D1)])
 
 
 @pytest.fixture
@@ -62,9 +62,33 @@ def test_what_is_recorded_comes_back(state: State, path: Path) -> None:
 def test_the_last_snapshot_of_a_ref_is_the_current_one(state: State) -> None:
     state.put_model(ModelRecord("http://h/m", manifest("a"), {"f": D1}))
     state.put_model(ModelRecord("http://h/m", manifest("b"), {"f": D1}))
-    assert [m.manifest for m in state.models()] == [manifest("b")]
+    assert shown(state) == [(manifest("a").revision, False), (manifest("b").revision, True)]
     state.put_model(ModelRecord("http://h/m", manifest("a"), {"f": D1}))
-    assert [m.manifest for m in state.models()] == [manifest("a")]
+    state.put_model(ModelRecord("http://other/m", manifest("b"), {"f": D1}))
+    assert shown(state) == [
+        (manifest("b").revision, False),
+        (manifest("a").revision, True),
+        (manifest("b").revision, True),
+    ]
+
+
+def shown(state: State) -> list[tuple[str, bool]]:
+    return [(m.manifest.revision, m.current) for m in state.models()]
+
+
+def test_a_snapshot_goes_with_its_blobs_or_not_at_all(state: State) -> None:
+    state.put_blobs([(blob(), "source:x"), (blob(D2), "source:y")])
+    state.put_model(ModelRecord("http://h/m", manifest("a"), {"f": D1}))
+    state.put_model(ModelRecord("http://h/m", manifest("b"), {"f": D2}))
+    state.put_model(ModelRecord("http://other/m", manifest("a"), {"f": D2}))
+    state._open.execute("PRAGMA query_only = ON")
+    with pytest.raises(AccessDenied):
+        state.drop_model("http://h/m", manifest("a").revision, [D1])
+    state._open.execute("PRAGMA query_only = OFF")
+    assert (len(state.models()), len(state.blobs())) == (3, 2)
+    state.drop_model("http://h/m", manifest("a").revision, [D1])
+    assert shown(state) == [(manifest("b").revision, True), (manifest("a").revision, True)]
+    assert ([b.digest for b in state.blobs()], state.seen()) == ([D2], {"source:y": D2})
 
 
 def test_refs_that_look_alike_to_people_are_two(state: State) -> None:

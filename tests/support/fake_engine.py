@@ -199,7 +199,8 @@ class FakeEngine:
         for model in [self.model(ref)] if ref else self.models():
             for f in model.files:
                 yield FileCheck(
-                    model.ref, f.path, f.size, f.digest, f.verification, CopyState.SOUND, CopyState.REPAIRED, f"{quick}"
+                    *(model.ref, model.revision, f.path, f.size, f.digest, f.verification),
+                    *(CopyState.SOUND, CopyState.REPAIRED, f"{quick}"),
                 )
 
     async def _progress(self, ref: str) -> AsyncGenerator[Progress, None]:
@@ -216,8 +217,10 @@ class FakeEngine:
     def models(self) -> list[ModelState]:
         return [self.model(ref) for ref in self._models]
 
-    def model(self, ref: str) -> ModelState:
+    def model(self, ref: str, revision: str = "") -> ModelState:
         self._check(ref)
+        if revision not in ("", self._models[ref].revision):
+            raise ModelNotFound("no such revision", ref=ref)
         return msgspec.structs.replace(self._models[ref], leases=self.leases[ref])
 
     async def watch(self) -> AsyncGenerator[Event, None]:

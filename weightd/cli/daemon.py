@@ -16,6 +16,7 @@ def model_fields(model: ModelInfo) -> dict[str, object]:
     return {
         "ref": model.ref,
         "revision": model.revision,
+        "current": model.current,
         "format": model.format,
         "directory": model.directory,
         "size": model.size,

@@ -14,7 +14,11 @@ from weightd.core.budget import human
 @click.option("--json", "as_json", is_flag=True, help="An object for each model, one on a line.")
 @click.pass_obj
 def command(socket: str | None, as_json: bool) -> None:
-    """List the models that the daemon holds."""
+    """List the models that the daemon holds.
+
+    When what a REF means moved, its old snapshot stays beside the new one while it is leased, and as long as
+    [snapshots] in the configuration says. The current one is the one that an acquire gets.
+    """
     with connect(socket) as client:
         models = client.models()
     if as_json:
@@ -25,6 +29,7 @@ def command(socket: str | None, as_json: bool) -> None:
         (
             m.ref,
             m.revision,
+            "current" if m.current else "old",
             human(m.size),
             str(len(m.files)),
             CHECKED[m.verification],
@@ -35,5 +40,5 @@ def command(socket: str | None, as_json: bool) -> None:
         )
         for m in models
     ]
-    header = ("REF", "REVISION", "SIZE", "FILES", "CHECKED", "SHM", "NVME", "LEASES", "USED")
-    columns(header, rows, right=(2, 3, 7))
+    header = ("REF", "REVISION", "STATE", "SIZE", "FILES", "CHECKED", "SHM", "NVME", "LEASES", "USED")
+    columns(header, rows, right=(3, 4, 8))

@@ -23,12 +23,14 @@ WIDTH = 60
 @click.option("--json", "as_json", is_flag=True, help="Objects of type check and verified, one on a line.")
 @click.pass_obj
 def command(socket: str | None, ref: str, quick: bool, as_json: bool) -> int:
-    """Read every copy of REF, or of all models, on NVMe and in shared memory, and compare its SHA-256.
+    """Read every copy of REF, or of all models, on NVMe and in shared memory, and compare its SHA-256: of the current
+    snapshot, and of old ones that are held.
 
     A damaged copy is repaired from the other one or from the origin. What cannot be repaired is not served any more: it
     is put into the quarantine directory below the state directory, and the exit code is 10.
     """
     show = not as_json and sys.stderr.isatty()
+    current: dict[str, str] = {}
     checks: list[FileCheck] = []
     with connect(socket) as client:
         with closing(client.verify(ref, quick=quick, on_progress=_progress if show else None)) as found:
@@ -36,7 +38,7 @@ def command(socket: str | None, ref: str, quick: bool, as_json: bool) -> int:
                 checks.append(check)
                 if show:
                     click.echo("\r" + " " * WIDTH + "\r", nl=False, err=True)
-                emit({"type": "check", **_fields(check)}) if as_json else click.echo(_line(check))
+                emit({"type": "check", **_fields(check)}) if as_json else click.echo(_line(check, current))
     return _conclude(checks, quick, as_json)
 
 
@@ -45,10 +47,12 @@ def _progress(done: int, total: int) -> None:
     click.echo("\r" + text.ljust(WIDTH)[:WIDTH], nl=False, err=True)
 
 
-def _line(check: FileCheck) -> str:
+def _line(check: FileCheck, current: dict[str, str]) -> str:
+    """`current`: the revision of each ref that came first, which is the current one."""
+    old = f" (old snapshot {check.revision})" if current.setdefault(check.ref, check.revision) != check.revision else ""
     copies = ", ".join(f"{name} {s.name.lower()}" for name, s in _copies(check) if s is not CopyState.ABSENT)
     detail = f": {check.detail}" if check.detail else ""
-    return f"{check.ref} {check.path}  {human(check.size)}, {CHECKED[check.verification]}  {copies}{detail}"
+    return f"{check.ref} {check.path}{old}  {human(check.size)}, {CHECKED[check.verification]}  {copies}{detail}"
 
 
 def _copies(check: FileCheck) -> tuple[tuple[str, CopyState], ...]:
@@ -58,6 +62,7 @@ def _copies(check: FileCheck) -> tuple[tuple[str, CopyState], ...]:
 def _fields(check: FileCheck) -> dict[str, object]:
     return {
         "ref": check.ref,
+        "revision": check.revision,
         "path": check.path,
         "size": check.size,
         "digest": check.digest,

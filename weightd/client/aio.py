@@ -65,13 +65,13 @@ class AsyncClient:
         return Acquiring(self._connection, convert.checked_ref(ref), on_progress, timeout)
 
     async def models(self) -> list[ModelInfo]:
-        """Everything that the daemon holds."""
+        """See `Client.models`."""
         answer = await self._connection.unary(methods.LIST_MODELS, pb.ListModelsRequest(), limit=ANSWER_LIMIT)
         return convert.model_infos(answer)
 
-    async def model(self, ref: str) -> ModelInfo:
-        """Raises ModelNotFound."""
-        request = pb.GetModelRequest(ref=convert.checked_ref(ref))
+    async def model(self, ref: str, revision: str = "") -> ModelInfo:
+        """The current snapshot, or the one of `revision`. Raises ModelNotFound."""
+        request = convert.model_request(ref, revision)
         return convert.model_info(await self._connection.unary(methods.GET_MODEL, request, ref, limit=ANSWER_LIMIT))
 
     async def status(self) -> StatusInfo:

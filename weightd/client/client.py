@@ -86,13 +86,13 @@ class Client:
         raise unfinished(ref)
 
     def models(self) -> list[ModelInfo]:
-        """Everything that the daemon holds."""
+        """Every snapshot that the daemon holds: by ref, the current one first, then the old ones, the newest first."""
         answer = self._connection.unary(methods.LIST_MODELS, pb.ListModelsRequest(), limit=ANSWER_LIMIT)
         return convert.model_infos(answer)
 
-    def model(self, ref: str) -> ModelInfo:
-        """Raises ModelNotFound."""
-        request = pb.GetModelRequest(ref=convert.checked_ref(ref))
+    def model(self, ref: str, revision: str = "") -> ModelInfo:
+        """The current snapshot, or the one of `revision`. Raises ModelNotFound."""
+        request = convert.model_request(ref, revision)
         return convert.model_info(self._connection.unary(methods.GET_MODEL, request, ref, limit=ANSWER_LIMIT))
 
     def status(self) -> StatusInfo:

@@ -59,6 +59,7 @@ def model_info(m: pb.Model) -> ModelInfo:
         last_used=m.last_used,
         files=tuple(_model_file(f) for f in m.files),
         last_verified=m.last_verified,
+        current=not m.old,
     )
 
 
@@ -108,6 +109,11 @@ def _tier_info(t: pb.TierStatus) -> TierInfo:
     return TierInfo(budget=t.budget, reserved=t.reserved, resident=t.resident, free=t.free)
 
 
+def model_request(ref: str, revision: str) -> pb.GetModelRequest:
+    """Raises RefSyntax."""
+    return pb.GetModelRequest(ref=checked_ref(ref), revision=checked_ref(revision))
+
+
 def verify_request(ref: str, quick: bool) -> pb.VerifyRequest:
     """`ref` "" for all models."""
     return pb.VerifyRequest(ref=checked_ref(ref) if ref else "", quick=quick)
@@ -123,6 +129,7 @@ def file_check(c: pb.FileCheck) -> FileCheck:
         nvme=CopyState(c.nvme),
         shm=CopyState(c.shm),
         detail=c.detail,
+        revision=c.revision,
     )
 
 

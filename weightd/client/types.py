@@ -27,7 +27,10 @@ class ModelFile(msgspec.Struct, frozen=True):
 
 
 class ModelInfo(msgspec.Struct, frozen=True):
-    """A model that the daemon holds, as of the answer.
+    """A snapshot of a model that the daemon holds, as of the answer.
+
+    `current`: what its ref means on this host, and what an acquire gets; others are kept beside it while they are
+    leased, and as long as the daemon's policy says.
 
     `size` is the sum over files, `verification` the weakest of them, `leases` those open now, `last_used` Unix time,
     and so is `last_verified`, of the file for which it is longest ago.
@@ -45,6 +48,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
     last_used: float
     files: tuple[ModelFile, ...]
     last_verified: float
+    current: bool
 
 
 class ManifestFile(msgspec.Struct, frozen=True):
@@ -126,7 +130,7 @@ class CopyState(enum.Enum):
 
 
 class FileCheck(msgspec.Struct, frozen=True):
-    """One file of a model after a verification. `detail` is for people."""
+    """One file of a snapshot after a verification. `detail` is for people."""
 
     ref: str
     path: str
@@ -136,6 +140,7 @@ class FileCheck(msgspec.Struct, frozen=True):
     nvme: CopyState
     shm: CopyState
     detail: str
+    revision: str
 
 
 class EventKind(enum.Enum):
@@ -150,6 +155,7 @@ class EventKind(enum.Enum):
     RELEASED = 6
     DAMAGED = 7
     REPAIRED = 8
+    RETIRED = 9
 
     @classmethod
     def _missing_(cls, value: object) -> EventKind:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 
 import msgspec
 
@@ -141,6 +142,14 @@ def _revision(files: tuple[FileSpec, ...]) -> str:
         identity = f.source_key or f"{f.url}\0{f.size}"
         text.update(f"{f.path}\0{f.size}\0{identity}\n".encode())
     return text.hexdigest()[:16]
+
+
+def told_apart(manifest: Manifest, digests: Mapping[str, Digest]) -> Manifest:
+    """The same with a revision that the files' bytes are part of, by path: for a version of a ref that its origin calls
+    by the name of another."""
+    text = "".join(f"{path}\0{digest}\n" for path, digest in sorted(digests.items()))
+    revision = hashlib.sha256(f"{manifest.revision}\n{text}".encode()).hexdigest()[:16]
+    return msgspec.structs.replace(manifest, revision=revision)
 
 
 def agreed_digest(given: Digest | None, stated: Digest | None, path: str) -> Digest | None:

@@ -58,6 +58,7 @@ def build(config: Config) -> Parts:
             transfer=transfer_options(config),
             transfers=config.fetch.transfers,
             patrol=patrol_options(config),
+            keep=config.snapshots.keep,
         ),
         segments=segments,
         blobs=blobs,

@@ -17,6 +17,7 @@ from weightd.daemon.config_reader import SEE, Reader, between
 from weightd.daemon.sections.fetch import FetchConfig, read_fetch
 from weightd.daemon.sections.http import HttpConfig, read_http
 from weightd.daemon.sections.models import read_models
+from weightd.daemon.sections.snapshots import SnapshotsConfig, read_snapshots
 from weightd.daemon.sections.verify import VerifyConfig, read_verify
 from weightd.daemon.sizes import BudgetSpec, parse_budget
 
@@ -56,6 +57,7 @@ class Config(msgspec.Struct, frozen=True):
     fetch: FetchConfig
     http: HttpConfig
     verify: VerifyConfig
+    snapshots: SnapshotsConfig
     models: dict[str, NamedModel]
     file: Path | None = None
 
@@ -99,6 +101,7 @@ def load_config(file: Path | None, *, env: Mapping[str, str], uid: int, override
         fetch=read_fetch(reader),
         http=read_http(reader),
         verify=read_verify(reader),
+        snapshots=read_snapshots(reader),
         models=read_models(reader),
         file=file,
     )

@@ -39,7 +39,8 @@ class FileState(msgspec.Struct, frozen=True):
 
 
 class ModelState(msgspec.Struct, frozen=True):
-    """A model that is held here, as of now."""
+    """A snapshot of a model that is held here, as of now. `current`: what its ref means here; an old one is kept beside
+    it, by policy or while it is leased."""
 
     ref: str
     revision: str
@@ -48,6 +49,7 @@ class ModelState(msgspec.Struct, frozen=True):
     leases: int
     last_used: float
     files: tuple[FileState, ...]
+    current: bool = True
 
     @property
     def size(self) -> int:
@@ -81,6 +83,7 @@ class EventKind(enum.Enum):
     RELEASED = 6
     DAMAGED = 7
     REPAIRED = 8
+    RETIRED = 9
 
 
 class Event(msgspec.Struct, frozen=True):
@@ -107,6 +110,7 @@ class FileCheck(msgspec.Struct, frozen=True):
     repaired."""
 
     ref: str
+    revision: str
     path: str
     size: int
     digest: Digest
@@ -189,15 +193,17 @@ class EngineApi(Protocol):
         """
         ...
 
-    def models(self) -> list[ModelState]: ...
+    def models(self) -> list[ModelState]:
+        """Every snapshot: by ref, the current one first, then the old ones, the newest first."""
+        ...
 
-    def model(self, ref: str) -> ModelState:
-        """Raises ModelNotFound."""
+    def model(self, ref: str, revision: str = "") -> ModelState:
+        """The current snapshot, or the one of a revision. Raises ModelNotFound."""
         ...
 
     def verify(self, ref: str = "", *, quick: bool = False) -> AsyncGenerator[FileCheck | VerifyProgress, None]:
-        """Check what is at rest of one model, or of all; `quick` compares sizes only. What is damaged is repaired, or
-        quarantined. Raises ModelNotFound. Closing the iterator stops it."""
+        """Check what is at rest of all snapshots of one model, or of all models; `quick` compares sizes only. What is
+        damaged is repaired, or quarantined. Raises ModelNotFound. Closing the iterator stops it."""
         ...
 
     def watch(self) -> AsyncGenerator[Event, None]:

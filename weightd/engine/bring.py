@@ -13,8 +13,9 @@ from weightd.core.errors import Corruption, SizeMismatch
 from weightd.core.manifest import FileSpec, Manifest
 from weightd.core.progress import Phase
 from weightd.engine.api import EventKind, Tier
-from weightd.engine.catalog import Blob, Catalog, Model
+from weightd.engine.catalog import Catalog
 from weightd.engine.flights import Flight
+from weightd.engine.held import Blob, Model
 from weightd.engine.items import Claim, Item
 from weightd.engine.mover import DamagedBlob, Mover
 
@@ -42,11 +43,12 @@ class Bringer:
         them.
         """
         known = dict(recorded or {})
+        flight.blobs.update(known.values())
         tracker = flight.tracker
         tracker.files = manifest.files
         repairs = 0
         while True:
-            items = self._plan(manifest, tier, known)
+            items = self._plan(manifest, tier, known, flight.blobs)
             if not items:
                 digests = await self._confirmed(manifest, known)
                 if digests is not None:
@@ -77,11 +79,14 @@ class Bringer:
             )
         return blob
 
-    def _plan(self, manifest: Manifest, tier: Tier, known: Mapping[str, Digest]) -> list[Item]:
+    def _plan(self, manifest: Manifest, tier: Tier, known: Mapping[str, Digest], wanted: set[Digest]) -> list[Item]:
+        """What is here already is `wanted` to stay."""
         items: list[Item] = []
         by_key: dict[str, Item] = {}
         for file in manifest.files:
             blob = self._find(file, known)
+            if blob is not None:
+                wanted.add(blob.record.digest)
             if blob is not None and (tier is Tier.NVME or blob.in_shm):
                 continue
             expected = file.digest or known.get(file.path)
@@ -127,6 +132,7 @@ class Bringer:
                 self._mover.lanes.urge(claim.flight)
 
         def committed(item: Item, blob: Blob) -> None:
+            flight.blobs.add(blob.record.digest)
             brought.update(dict.fromkeys(item.paths, blob.record.digest))
             claim = self._claimed(item)
             if claim is not None:

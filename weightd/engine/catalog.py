@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, TypeVar
 from weakref import WeakValueDictionary
@@ -15,16 +16,16 @@ import msgspec
 from weightd.core.budget import Budget
 from weightd.core.digest import Digest
 from weightd.core.errors import Draining, ModelNotFound, WeightdError
-from weightd.core.lifecycle import RESIDENCY, Lifecycle, Residency
-from weightd.core.manifest import FileSpec, Manifest
+from weightd.core.lifecycle import Residency
+from weightd.core.manifest import FileSpec, Manifest, told_apart
 from weightd.core.refs import Ref, parse_ref
 from weightd.core.verification import Verification
-from weightd.engine.api import FileState, ModelState, Tier
+from weightd.engine.held import Blob, Model, Snapshots
 from weightd.engine.kept import KeptIngests
 from weightd.engine.records import Records
 from weightd.engine.threads import finish
 from weightd.storage.pages import footprint
-from weightd.storage.protocols import BlobStore, Segment, SegmentStore
+from weightd.storage.protocols import BlobStore, SegmentStore
 from weightd.storage.snapshots import ModelDirectories
 from weightd.storage.state import BlobRecord, ModelRecord, State
 
@@ -32,110 +33,6 @@ T = TypeVar("T")
 
 IO_THREADS: Final = 16
 """For blocking calls of all transfers together; so many files are made durable side by side."""
-
-
-class Blob:
-    """One committed blob and where it is resident. It is in the catalog exactly while it is on NVMe."""
-
-    __slots__ = ("nvme", "record", "segment", "shm")
-
-    def __init__(self, record: BlobRecord) -> None:
-        self.record = record
-        self.nvme = Lifecycle("nvme", RESIDENCY, Residency.ABSENT)
-        self.shm = Lifecycle("shm", RESIDENCY, Residency.ABSENT)
-        self.segment: Segment | None = None
-
-    @property
-    def in_shm(self) -> bool:
-        return self.shm.state is Residency.RESIDENT
-
-    def checksums(self) -> list[bytes]:
-        """xxh3-128 of each part."""
-        raw = self.record.checksums
-        return [raw[i : i + 16] for i in range(0, len(raw), 16)]
-
-    def __repr__(self) -> str:
-        return f"<Blob {self.record.digest[:19]} nvme={self.nvme.state.name} shm={self.shm.state.name}>"
-
-
-class Model:
-    """The current snapshot of a ref, all of its blobs committed."""
-
-    def __init__(self, ref: Ref, manifest: Manifest, blobs: dict[str, Blob], directory: Path, used: float) -> None:
-        self.ref, self.manifest, self.directory = ref, manifest, directory
-        self.linked = False
-        """Whether the links in `directory` lead where its blobs are now."""
-        self.leases = 0
-        self.last_used = used
-        self._files: tuple[FileState, ...] | None = None
-        self._in_shm: bool | None = None
-        self.blobs = blobs
-
-    @property
-    def blobs(self) -> dict[str, Blob]:
-        """By file path."""
-        return self._blobs
-
-    @blobs.setter
-    def blobs(self, blobs: dict[str, Blob]) -> None:
-        self._blobs, self._set = blobs, frozenset(blobs.values())
-        self.moved()
-
-    def has(self, blob: Blob) -> bool:
-        """Asked of every model whenever a blob moves."""
-        return blob in self._set
-
-    @property
-    def in_shm(self) -> bool:
-        if self._in_shm is None:
-            self._in_shm = all(b.in_shm for b in self._set)
-        return self._in_shm
-
-    def resident(self, tier: Tier) -> bool:
-        """Whether all of it is there; a segment may have been dropped since it was brought."""
-        return tier is Tier.NVME or self.in_shm
-
-    @property
-    def digests(self) -> dict[str, Digest]:
-        """By file path."""
-        return {path: blob.record.digest for path, blob in self.blobs.items()}
-
-    def moved(self) -> None:
-        """The residency or verification of one of its blobs changed."""
-        self.renew()
-        self._in_shm = None
-        self.linked = False
-
-    def renew(self) -> None:
-        """Something else that `state` tells of one of its blobs changed."""
-        self._files = None
-
-    def state(self) -> ModelState:
-        """As data. Cheap while nothing moved: an acquire makes one."""
-        if self._files is None:
-            self._files = tuple(_file_state(f, self.blobs[f.path]) for f in self.manifest.files)
-        return ModelState(
-            ref=self.ref.shown,
-            revision=self.manifest.revision,
-            format=self.manifest.format,
-            directory=str(self.directory),
-            leases=self.leases,
-            last_used=self.last_used,
-            files=self._files,
-        )
-
-
-def _file_state(file: FileSpec, blob: Blob) -> FileState:
-    return FileState(
-        path=file.path,
-        size=file.size,
-        digest=blob.record.digest,
-        verification=blob.record.verification,
-        shm=blob.shm.state,
-        nvme=blob.nvme.state,
-        segment=blob.segment.name if blob.in_shm and blob.segment else "",
-        last_verified=blob.record.last_verified,
-    )
 
 
 class Catalog:
@@ -147,7 +44,7 @@ class Catalog:
         self.segments, self.store, self.shm, self.nvme = segments, blobs, shm, nvme
         self.blobs: dict[Digest, Blob] = {}
         self.seen: dict[str, Digest] = {}
-        self.models: dict[str, Model] = {}
+        self.snapshots = Snapshots()
         self._state = state
         self._models_root = models
         self._reached: dict[Digest, Verification] = {}
@@ -158,9 +55,18 @@ class Catalog:
         self.kept = KeptIngests(blobs, nvme, self.io)
         self.dropping = asyncio.Lock()
         """Held until what is dropped has been put where its repair finds it."""
-        self._publishing = asyncio.Lock()
+        self.publishing = asyncio.Lock()
+        """Held while a snapshot begins or ceases to be held."""
+        self.settled: Callable[[], None] = lambda: None
+        """Called when what kept a snapshot from being dropped may have ended."""
+        self._holds: dict[int, Collection[Digest]] = {}
         self._recording: WeakValueDictionary[Digest, asyncio.Lock] = WeakValueDictionary()
         self._records = Records(state, self._write)
+
+    @property
+    def models(self) -> dict[str, Model]:
+        """The current snapshots, by the text of the ref."""
+        return self.snapshots.current
 
     async def io(self, call: Callable[..., T], *args: object) -> T:
         """A blocking call in a thread; its end is awaited even when the caller is cancelled. Raises Draining after
@@ -193,8 +99,7 @@ class Catalog:
             if record.digest not in self.blobs:
                 await self._write(self._state.drop_blob, record.digest)
         self.seen = {k: d for k, d in (await self._write(self._state.seen)).items() if d in self.blobs}
-        for model in await self._write(self._state.models):
-            await self._adopt(model)
+        await self._adopt_all(await self._write(self._state.models))
 
     def _survey(self, records: list[BlobRecord]) -> list[BlobRecord]:
         self.segments.drop_leftovers()
@@ -208,12 +113,35 @@ class Catalog:
         self.store.drop_leftovers()
         return kept
 
+    async def _adopt_all(self, records: list[ModelRecord]) -> None:
+        """The oldest snapshots come first. An old one that misses a blob is dropped; a current one is fetched again,
+        and what is left of it need not come then."""
+        whole = [all(d in self.blobs for d in r.digests.values()) for r in records]
+        for record, one in zip(records, whole, strict=True):
+            if not one and not record.current:
+                kept = [r for r, w in zip(records, whole, strict=True) if w or r.current]
+                await self._drop_broken(record, {d for r in kept for d in r.digests.values()})
+        ours = [r for r, w in zip(records, whole, strict=True) if w or r.current]
+        await self.io(self._directories.drop_others, {(parse_ref(r.ref).key, r.manifest.revision) for r in ours})
+        for record, one in zip(records, whole, strict=True):
+            if one:
+                await self._adopt(record)
+
+    async def _drop_broken(self, record: ModelRecord, others: set[Digest]) -> None:
+        ref, digests = parse_ref(record.ref), record.digests.values()
+        blobs = {path: self.blobs[d] for path, d in record.digests.items() if d in self.blobs}
+        model = Model(ref, record.manifest, blobs, self._directory(ref, record.manifest), record.last_used)
+        await self.forget(model, [self.blobs[d] for d in set(digests) - others if d in self.blobs])
+
     async def _adopt(self, record: ModelRecord) -> None:
-        if all(d in self.blobs for d in record.digests.values()):
-            ref, blobs = parse_ref(record.ref), {path: self.blobs[d] for path, d in record.digests.items()}
-            model = Model(ref, record.manifest, blobs, self._directory(ref, record.manifest), record.last_used)
-            await self._link(model)
-            self.models[ref.text] = model
+        ref, blobs = parse_ref(record.ref), {path: self.blobs[d] for path, d in record.digests.items()}
+        model = Model(ref, record.manifest, blobs, self._directory(ref, record.manifest), record.last_used)
+        await self._link(model)
+        if record.current:
+            await self.io(self._directories.switch, ref.key, record.manifest.revision)
+            self.snapshots.switch(model)
+        else:
+            self.snapshots.add_old(model)
 
     async def stop(self) -> None:
         """Point the directories at NVMe, unlink every segment, close the state. Maps of workers stay valid.
@@ -224,7 +152,7 @@ class Catalog:
         resident = [b for b in self.blobs.values() if b.in_shm]
         for blob in resident:
             blob.shm.to(Residency.EVICTING)
-        for model in self.models.values():
+        for model in list(self.snapshots):
             model.moved()
             try:
                 await self._link(model)
@@ -285,8 +213,8 @@ class Catalog:
             return
         await self._write(self._state.set_verified, blob.record.digest, when)
         blob.record = msgspec.structs.replace(blob.record, last_verified=when)
-        for model in self.models.values():
-            if blob in model.blobs.values():
+        for model in self.snapshots:
+            if model.has(blob):
                 model.renew()
 
     async def drop(self, blob: Blob) -> None:
@@ -334,9 +262,9 @@ class Catalog:
 
     async def detach_unused(self, blobs: Iterable[Blob]) -> None:
         """Those that no model has: nobody can have mapped them."""
-        async with self._publishing:  # a model that is being linked is not yet among them
+        async with self.publishing:  # a model that is being linked is not yet among them
             for blob in blobs:
-                if not any(model.has(blob) for model in self.models.values()):
+                if not any(model.has(blob) for model in self.snapshots):
                     await self.detach(blob)
 
     def _set_aside(self, blob: Blob) -> None:
@@ -346,39 +274,121 @@ class Catalog:
 
     def moved(self, blob: Blob) -> None:
         """Its residency or verification changed: every model that has it shows and links it anew."""
-        for model in self.models.values():
+        for model in self.snapshots:
             if model.has(blob):
                 model.moved()
 
-    async def publish(
-        self, ref: Ref, manifest: Manifest, digests: dict[str, Digest], used: float, held: Model | None = None
-    ) -> Model | None:
-        """Make a snapshot the current one of its ref. With `held`, only if that still is the current one.
+    async def publish(self, ref: Ref, manifest: Manifest, digests: dict[str, Digest], used: float) -> Model | None:
+        """Make a snapshot the current one of its ref: until it is whole, the former one is; that one stays beside it.
 
-        Returns None where it is not, or where one of the blobs has proved damaged since; then nothing changed.
+        Returns None where one of the blobs has proved damaged since; then nothing changed.
         """
-        async with self._publishing:
-            model = self.models.get(ref.text)
+        async with self.publishing:
             blobs = {path: self.blobs[d] for path, d in digests.items() if d in self.blobs}
-            if (held is not None and model is not held) or len(blobs) < len(digests):
+            if len(blobs) < len(digests):
                 return None
-            if model is None or model.manifest != manifest:
+            model = self.snapshots.find(ref, manifest.revision)
+            if model is not None and model.digests != digests:
+                # Its origin names no version, or named two alike: a snapshot is not altered.
+                manifest = told_apart(manifest, digests)
+                model = self.snapshots.find(ref, manifest.revision)
+            if model is None:
                 model = Model(ref, manifest, blobs, self._directory(ref, manifest), used)
-            await self._show(model, blobs, digests)
-            self.models[ref.text] = model
+            await self._show(model, blobs)
+            if self.models.get(ref.text) is not model or model.manifest != manifest:
+                await self._make_current(model, manifest)
             return model
 
-    async def _show(self, model: Model, blobs: dict[str, Blob], digests: dict[str, Digest]) -> None:
+    async def renew(self, model: Model, digests: dict[str, Digest]) -> bool:
+        """Its blobs are all here again, and its leases go on. False where one has proved damaged since, or where the
+        snapshot is no longer held."""
+        async with self.publishing:
+            blobs = {path: self.blobs[d] for path, d in digests.items() if d in self.blobs}
+            if model not in self.snapshots or len(blobs) < len(digests):
+                return False
+            await self._show(model, blobs)
+            return True
+
+    async def _show(self, model: Model, blobs: dict[str, Blob]) -> None:
         """Links first: what cannot be linked is not recorded either."""
-        known = self.models.get(model.ref.text) is model and model.digests == digests
         if model.blobs != blobs:
-            # The same snapshot, of which a blob was fetched again: its leases go on.
             model.blobs = blobs
         await self._link(model)
-        if not known:
-            await self._write(
-                self._state.put_model, ModelRecord(model.ref.text, model.manifest, digests, model.last_used)
-            )
+
+    async def _make_current(self, model: Model, manifest: Manifest) -> None:
+        former = self.models.get(model.ref.text)
+        key, revision = model.ref.key, manifest.revision
+        await self.io(self._directories.switch, key, revision)
+        record = ModelRecord(model.ref.text, manifest, model.digests, model.last_used)
+        try:
+            await self._write(self._state.put_model, record)
+        except BaseException:
+            if former is not None:
+                await self.io(self._directories.switch, key, former.manifest.revision)
+            raise
+        model.manifest = manifest
+        model.renew()
+        self.snapshots.switch(model)
+
+    async def forget(self, model: Model, own: Collection[Blob]) -> None:
+        """An old snapshot, and those of its blobs that no other has: first their records, at one stroke, so that after
+        a crash nothing counts what is left of their bytes, and the next start removes it. What is mapped of them stays
+        as it is. Its caller holds `publishing`, `dropping` and `recording` of each; done also when it is cancelled."""
+        await finish(asyncio.ensure_future(self._forget(model, own)))
+
+    async def _forget(self, model: Model, own: Collection[Blob]) -> None:
+        here = [b for b in own if self.blobs.get(b.record.digest) is b]
+        gone = {b.record.digest for b in own}
+        # Not found from now on, so that nobody counts on them while their records go.
+        for blob in here:
+            del self.blobs[blob.record.digest]
+        try:
+            await self._write(self._state.drop_model, model.ref.text, model.manifest.revision, gone)
+        except BaseException:
+            self.blobs |= {b.record.digest: b for b in here}
+            raise
+        self.snapshots.remove(model)
+        self.seen = {k: d for k, d in self.seen.items() if d not in gone}
+        await self.io(self._directories.remove, model.ref.key, model.manifest.revision)
+        for blob in here:
+            await self._detach(blob)
+            blob.nvme.to(Residency.EVICTING)
+            try:
+                await self.io(self.store.delete, blob.record.digest)
+            finally:
+                self.nvme.free(footprint(blob.record.size))
+            blob.nvme.to(Residency.ABSENT)
+
+    @contextmanager
+    def holding(self, digests: Collection[Digest]) -> Iterator[None]:
+        """Blobs of these digests, those that are added later among them, are not dropped by policy meanwhile."""
+        self._holds[id(digests)] = digests
+        try:
+            yield
+        finally:
+            del self._holds[id(digests)]
+            self.settled()
+
+    @contextmanager
+    def using(self, models: Collection[Model]) -> Iterator[None]:
+        """These stay held meanwhile."""
+        for model in models:
+            model.users += 1
+        try:
+            yield
+        finally:
+            for model in models:
+                model.users -= 1
+            self.settled()
+
+    def wanted(self, digest: Digest) -> bool:
+        """Whether something under way counts on it."""
+        return any(digest in digests for digests in self._holds.values())
+
+    async def relink(self, model: Model) -> None:
+        """Where its links no longer lead where its blobs are."""
+        if not model.linked and all(self.blobs.get(b.record.digest) is b for b in model.blobs.values()):
+            await self._link(model)
 
     def _directory(self, ref: Ref, manifest: Manifest) -> Path:
         return self._directories.path(ref.key, manifest.revision)
@@ -397,12 +407,17 @@ class Catalog:
             return blob.segment.path
         return self.store.path(blob.record.digest)
 
-    def model(self, ref: Ref) -> Model:
-        """Raises ModelNotFound."""
-        try:
-            return self.models[ref.text]
-        except KeyError:
-            raise ModelNotFound("this host does not hold the model", ref=ref.shown, remedy="Fetch it first.") from None
+    def model(self, ref: Ref, revision: str = "") -> Model:
+        """The current snapshot of a ref, or the one of a revision. Raises ModelNotFound."""
+        model = self.snapshots.find(ref, revision) if revision else self.models.get(ref.text)
+        if model is None:
+            what = f"revision {revision[:100]} of the model" if revision else "the model"
+            raise ModelNotFound(f"this host does not hold {what}", ref=ref.shown, remedy="Fetch it first.")
+        return model
+
+    def known(self, ref: Ref) -> Ref:
+        """One of which any snapshot is held. Raises ModelNotFound."""
+        return ref if self.snapshots.of(ref) else self.model(ref).ref
 
     def touch(self, model: Model) -> None:
         """It is used now."""

@@ -13,7 +13,7 @@ from weightd.core.digest import Digest, digest_of
 from weightd.core.errors import Corruption, NotFound
 from weightd.core.parts import DEFAULT_PART, plan_parts
 from weightd.engine.api import Tier
-from weightd.engine.catalog import Blob
+from weightd.engine.held import Blob
 from weightd.engine.transfer import Stopped
 from weightd.kernel import step_back
 from weightd.storage.pages import footprint

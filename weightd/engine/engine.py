@@ -11,7 +11,7 @@ from pathlib import Path
 
 from weightd.core.budget import Budget
 from weightd.core.digest import Digest
-from weightd.core.errors import Draining, SourceChanged, WeightdError
+from weightd.core.errors import Draining, NotFound, SourceChanged, WeightdError
 from weightd.core.lifecycle import DAEMON, DaemonState, Lifecycle
 from weightd.core.manifest import Manifest, with_digest
 from weightd.core.progress import Progress
@@ -27,12 +27,14 @@ from weightd.engine.api import (
     VerifyProgress,
 )
 from weightd.engine.bring import Bringer
-from weightd.engine.catalog import Catalog, Model
+from weightd.engine.catalog import Catalog
 from weightd.engine.events import Events
 from weightd.engine.flights import Flight, Flights
+from weightd.engine.held import Model
 from weightd.engine.lanes import Lanes
 from weightd.engine.mover import Mover
 from weightd.engine.patrol import Patrol, PatrolOptions
+from weightd.engine.retire import Retirer
 from weightd.engine.scrub import Scrubber
 from weightd.engine.tracker import Seen
 from weightd.engine.transfer import TransferOptions
@@ -47,7 +49,8 @@ TICK = 0.1
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
     """`state_dir` holds blobs, models and state.db. Budgets in bytes. `transfers` may run at once, and as many
-    more that a worker waits for. `patrol`: what is verified in the background, None for nothing."""
+    more that a worker waits for. `patrol`: what is verified in the background, None for nothing. `keep`: old
+    snapshots of a ref that stay beside its current one."""
 
     state_dir: Path
     shm_budget: int
@@ -55,6 +58,7 @@ class EngineOptions:
     transfer: TransferOptions = field(default_factory=TransferOptions)
     transfers: int = 2
     patrol: PatrolOptions | None = None
+    keep: int = 1
 
 
 class ModelLease:
@@ -75,7 +79,7 @@ class ModelLease:
             self._held = False
             self._model.leases -= 1
             self._engine.leases -= 1
-            self._engine.announce(EventKind.RELEASED, self._model)
+            self._engine.released(self._model)
 
     def __repr__(self) -> str:
         return f"<ModelLease {self._model.ref.shown} {'held' if self._held else 'released'}>"
@@ -108,6 +112,7 @@ class Engine:
         self._flights: Flights[Model] = Flights()
         self._events = Events()
         self._scrubber = Scrubber(self._catalog, self._restore, self._events.emit)
+        self._retirer = Retirer(self._catalog, options.keep, self._retired)
         self._patrol: Patrol | None = None
         if options.patrol is not None:
             self._patrol = Patrol(self._catalog, self._scrubber, options.patrol, self._lanes.calm)
@@ -124,6 +129,7 @@ class Engine:
             self._life.to(DaemonState.STOPPED)
             raise
         self._life.to(DaemonState.SERVING)
+        self._retirer.kick()
 
     async def stop(self) -> None:
         """No new work; work under way is cancelled and cleaned up; segments are unlinked. Idempotent."""
@@ -131,6 +137,7 @@ class Engine:
             return
         self._life.to(DaemonState.DRAINING)
         await self._flights.stop()
+        await self._retirer.stop()
         self._events.close()
         try:
             await self._catalog.stop()
@@ -167,15 +174,21 @@ class Engine:
     async def acquire(self, ref: str) -> AsyncGenerator[Progress | ModelLease, None]:
         self._serving()
         parsed = parse_ref(ref)
-        held = self._catalog.models.get(parsed.text)
-        if held is not None and held.in_shm and held.linked:
-            yield self._lease(held)
-            return
-        flight = self._start_flight(("acquire", parsed.text), parsed, None, Tier.SHM, held=held)
-        self._lanes.urge(flight)
-        async with aclosing(self._follow(flight)) as events:
-            async for event in events:
-                yield self._lease(event) if isinstance(event, Model) else event
+        while True:
+            held = self._catalog.models.get(parsed.text)
+            if held is not None and held.in_shm and held.linked:
+                yield self._lease(held)
+                return
+            flight = self._start_flight(("acquire", parsed.text), parsed, None, Tier.SHM, held=held)
+            self._lanes.urge(flight)
+            async with aclosing(self._follow(flight)) as events:
+                async for event in events:
+                    if not isinstance(event, Model):
+                        yield event
+                    elif event.current and event.in_shm:
+                        yield self._lease(event)
+                        return
+            # It was replaced between its arrival and this moment.
 
     def _lease(self, model: Model) -> ModelLease:
         self._catalog.touch(model)
@@ -218,20 +231,21 @@ class Engine:
         revision = held.manifest.revision if held else ""
         flight.report = lambda kind, detail: self._events.emit(kind, ref, revision, detail)
         try:
-            if held is not None:
-                model = await self._load(flight, ref, tier, held)
-            else:
-                manifest = await self._resolve(ref, sha256)
-                revision = manifest.revision
-                self._events.emit(EventKind.FETCH_STARTED, ref, revision)
-                model = await self._bring(flight, ref, manifest, tier)
+            with self._catalog.holding(flight.blobs):
+                if held is not None:
+                    model = await self._load(flight, tier, held)
+                else:
+                    manifest = await self._resolve(ref, sha256)
+                    revision = manifest.revision
+                    self._events.emit(EventKind.FETCH_STARTED, ref, revision)
+                    model = await self._bring(flight, ref, manifest, tier)
         except WeightdError as e:
             self._events.emit(EventKind.FETCH_FAILED, ref, revision, e.message)
             raise e.about(ref=ref.shown) from None
         except asyncio.CancelledError:
             self._events.emit(EventKind.FETCH_FAILED, ref, revision, "cancelled: nobody waits for it")
             raise
-        self._events.emit(EventKind.LOADED if held else EventKind.FETCH_FINISHED, ref, revision)
+        self._events.emit(EventKind.LOADED if held else EventKind.FETCH_FINISHED, ref, model.manifest.revision)
         return model
 
     async def _bring(self, flight: Flight[Model], ref: Ref, manifest: Manifest, tier: Tier) -> Model:
@@ -241,22 +255,34 @@ class Engine:
             if model is not None and model.resident(tier):
                 return model
 
-    async def _load(self, flight: Flight[Model], ref: Ref, tier: Tier, held: Model) -> Model:
-        """What is held, without asking its origin; or what was fetched for its ref in the meantime."""
+    async def _load(self, flight: Flight[Model], tier: Tier, held: Model) -> Model:
+        """What is held, without asking its origin; of a snapshot that was the current one and is no longer, what took
+        its place."""
+        follow = held.current
         while True:
-            digests = await self._bringer.bring(held.manifest, tier, flight, held.digests)
-            model = await self._catalog.publish(ref, held.manifest, digests, time.time(), held)
-            if model is not None and model.resident(tier):
-                return model
-            held = self._catalog.models[ref.text]
+            with self._catalog.using([held]):
+                digests = await self._bringer.bring(held.manifest, tier, flight, held.digests)
+                renewed = await self._catalog.renew(held, digests)
+            if renewed and held.resident(tier) and (held.current or not follow):
+                return held
+            if follow:
+                held = self._catalog.models[held.ref.text]
+            elif held not in self._catalog.snapshots:
+                raise NotFound("the snapshot is no longer held", remedy="Fetch the model again.")
 
     async def verify(self, ref: str = "", *, quick: bool = False) -> AsyncGenerator[FileCheck | VerifyProgress, None]:
         self._serving()
-        every = self._catalog.models
-        models = [self._catalog.model(parse_ref(ref))] if ref else [every[name] for name in sorted(every)]
+        snapshots = self._catalog.snapshots
+        models = snapshots.of(self._catalog.known(parse_ref(ref))) if ref else self._sorted()
         async with aclosing(self._scrubber.verify(models, quick=quick)) as checks:
             async for check in checks:
                 yield check
+
+    def _sorted(self) -> list[Model]:
+        """By ref, the current snapshot first."""
+        snapshots = self._catalog.snapshots
+        refs = {m.ref.text: m.ref for m in snapshots}
+        return [m for text in sorted(refs) for m in snapshots.of(refs[text])]
 
     async def patrol(self) -> None:
         """Verify in the background, if so configured, until cancelled. Once, after `start` and before `stop`."""
@@ -277,11 +303,21 @@ class Engine:
         """Tell the watchers."""
         self._events.emit(kind, model.ref, model.manifest.revision)
 
-    def models(self) -> list[ModelState]:
-        return [m.state() for m in sorted(self._catalog.models.values(), key=lambda m: m.ref.text)]
+    def released(self, model: Model) -> None:
+        """A lease on it ended."""
+        self.announce(EventKind.RELEASED, model)
+        if not model.current:
+            self._retirer.kick()
 
-    def model(self, ref: str) -> ModelState:
-        return self._catalog.model(parse_ref(ref)).state()
+    def _retired(self, model: Model) -> None:
+        self.announce(EventKind.RETIRED, model)
+        self._scrubber.tally.forget(d for d in model.digests.values() if d not in self._catalog.blobs)
+
+    def models(self) -> list[ModelState]:
+        return [m.state() for m in self._sorted()]
+
+    def model(self, ref: str, revision: str = "") -> ModelState:
+        return self._catalog.model(parse_ref(ref), revision).state()
 
     def watch(self) -> AsyncGenerator[Event, None]:
         self._serving()

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Hashable
 from typing import Any, Generic, TypeVar
 
+from weightd.core.digest import Digest
 from weightd.engine.api import EventKind
 from weightd.engine.tracker import Tracker
 
@@ -24,6 +25,8 @@ class Flight(Generic[T]):
         self.tracker = Tracker()
         self.urgent = False
         self.report: Callable[[EventKind, str], None] = lambda kind, detail: None
+        self.blobs: set[Digest] = set()
+        """That it counts on: nothing drops them by policy meanwhile."""
         self._interest = 0
 
     def join(self) -> None:

@@ -10,9 +10,10 @@ from functools import partial
 from weightd.core.digest import Digest
 from weightd.core.manifest import FileSpec
 from weightd.engine.buffers import Buffers, SegmentBuffers
-from weightd.engine.catalog import Blob, Catalog, Model
+from weightd.engine.catalog import Catalog
 from weightd.engine.checks import Promise
 from weightd.engine.flights import Flight
+from weightd.engine.held import Blob, Model
 from weightd.engine.jobs import FileJob
 from weightd.engine.tasks import Pending
 from weightd.sources.protocols import Source

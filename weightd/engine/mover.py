@@ -20,9 +20,10 @@ from weightd.core.errors import BudgetExceeded, Corruption, DiskFull, NotFound, 
 from weightd.core.lifecycle import Residency
 from weightd.engine.api import EventKind
 from weightd.engine.buffers import SlabBuffers
-from weightd.engine.catalog import Blob, Catalog, Model
+from weightd.engine.catalog import Catalog
 from weightd.engine.checks import Found, check_format, check_whole, verified
 from weightd.engine.flights import Flight
+from weightd.engine.held import Blob, Model
 from weightd.engine.items import Item
 from weightd.engine.jobs import FileJob
 from weightd.engine.kept import KeptIngests

@@ -15,8 +15,9 @@ from weightd.core.errors import WeightdError
 from weightd.core.parts import ALIGN
 from weightd.core.patrol import AtRest, next_checks, retry_after
 from weightd.engine.api import CopyState
-from weightd.engine.catalog import Blob, Catalog
+from weightd.engine.catalog import Catalog
 from weightd.engine.copies import Manner
+from weightd.engine.held import Blob
 from weightd.engine.scrub import Preempted, Scrubber
 from weightd.engine.throttle import Throttle
 from weightd.kernel import reads_last, step_back
@@ -73,7 +74,7 @@ class Patrol:
 
     def _blobs(self) -> dict[Digest, Blob]:
         """What is held, and what models miss because it could not be repaired."""
-        missed = {b.record.digest: b for m in self._catalog.models.values() for b in m.blobs.values()}
+        missed = {b.record.digest: b for m in self._catalog.snapshots for b in m.blobs.values()}
         return missed | self._catalog.blobs
 
     def _choose(self, blobs: dict[Digest, Blob]) -> tuple[list[AtRest], float]:

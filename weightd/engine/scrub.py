@@ -19,8 +19,9 @@ from weightd.core.digest import Digest
 from weightd.core.errors import BudgetExceeded, NotFound, WeightdError
 from weightd.core.refs import Ref
 from weightd.engine.api import CopyState, EventKind, FileCheck, Tier, VerifyProgress, VerifyStatus
-from weightd.engine.catalog import Blob, Catalog, Model
+from weightd.engine.catalog import Catalog
 from weightd.engine.copies import Copies, Manner
+from weightd.engine.held import Blob, Model
 from weightd.engine.threads import in_own_thread
 from weightd.engine.transfer import Stopped
 from weightd.storage.pages import footprint
@@ -44,6 +45,11 @@ class Tally:
     damaged: int = 0
     repaired: int = 0
     given_up: dict[Digest, Blob] = field(default_factory=dict)
+
+    def forget(self, digests: Iterable[Digest]) -> None:
+        """Nobody misses them any more."""
+        for digest in digests:
+            self.given_up.pop(digest, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +87,12 @@ class Scrubber:
         """Progress, and what was found of each file, in order. `quick` compares sizes only. Closing it stops it."""
         self._callers += 1
         self._preempt.set()
+        models = list(models)
         try:
-            async with self._turn, aclosing(self._verify(list(models), _Way(quick))) as events:
-                async for event in events:
-                    yield event
+            with self._catalog.using(models):
+                async with self._turn, aclosing(self._verify(models, _Way(quick))) as events:
+                    async for event in events:
+                        yield event
         finally:
             self._callers -= 1
 
@@ -104,7 +112,9 @@ class Scrubber:
                     finally:
                         await _end(task)
                     found[blob.record.digest] = task.result()
-                yield msgspec.structs.replace(found[blob.record.digest], ref=model.ref.shown, path=path)
+                yield msgspec.structs.replace(
+                    found[blob.record.digest], ref=model.ref.shown, revision=model.manifest.revision, path=path
+                )
 
     async def check(self, blob: Blob, manner: Manner) -> FileCheck | None:
         """One blob, for nobody who waits. None for one that no model has, which is dropped when it is damaged.
@@ -116,10 +126,11 @@ class Scrubber:
                 raise Preempted
             self._preempt.clear()
             way = _Way(manner=manner, preempt=self._preempt)
-            for model in self._catalog.models.values():
+            for model in self._catalog.snapshots:
                 for path, one in model.blobs.items():
                     if one.record.digest == blob.record.digest:
-                        return await self._check(model, path, blob, way)
+                        with self._catalog.using([model]):
+                            return await self._check(model, path, blob, way)
             await self._check_unnamed(blob, way)
             return None
 
@@ -194,6 +205,7 @@ class Scrubber:
                 "digest": blob.record.digest,
                 "size": blob.record.size,
                 "ref": check.ref,
+                "revision": check.revision,
                 "path": check.path,
                 "found": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                 "reason": str(error),
@@ -248,6 +260,7 @@ def _found(model: Model, path: str, blob: Blob, *, nvme: bool, shm: bool | None)
     """With what is damaged repaired, which is still to be done."""
     return FileCheck(
         ref=model.ref.shown,
+        revision=model.manifest.revision,
         path=path,
         size=blob.record.size,
         digest=blob.record.digest,

@@ -35,6 +35,7 @@ def model_to_pb(m: ModelState) -> pb.Model:
         leases=m.leases,
         last_used=m.last_used,
         last_verified=m.last_verified,
+        old=not m.current,
         files=[_file_to_pb(f) for f in m.files],
     )
 
@@ -95,6 +96,7 @@ def verify_to_pb(found: FileCheck | VerifyProgress) -> pb.VerifyEvent:
         nvme=cast("pb.CopyState", found.nvme.value),
         shm=cast("pb.CopyState", found.shm.value),
         detail=found.detail,
+        revision=found.revision,
     )
     return pb.VerifyEvent(check=check)
 

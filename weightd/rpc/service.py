@@ -89,7 +89,7 @@ class Service:
         return pb.ListModelsResponse(models=[model_to_pb(m) for m in self._engine.models()])
 
     async def get_model(self, request: pb.GetModelRequest, _: Context) -> pb.Model:
-        return model_to_pb(self._engine.model(request.ref))
+        return model_to_pb(self._engine.model(request.ref, request.revision))
 
     async def watch(self, _: pb.WatchRequest, context: Context) -> None:
         """Sends its headers once it listens: a client that waits for them misses nothing that happens after."""

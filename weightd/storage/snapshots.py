@@ -1,4 +1,5 @@
-"""Model directories: `models/<key>/<revision>/…`, in which every file name resolves (promise 7).
+"""Model directories: `models/<key>/<revision>/…`, in which every file name resolves (promise 7), and `current` beside
+them, which leads to the one that the ref means now.
 
 Links to blobs on disk are relative, so the state directory can be moved or mounted elsewhere; links into shared
 memory are absolute, because /dev/shm is the same path everywhere.
@@ -9,7 +10,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from weightd.core.manifest import check_path
 from weightd.storage.direct import disk_errors
 
 TEMPORARY = ".weightd-"
+CURRENT = "current"
+"""The symlink beside the revisions of a model that leads to the current one."""
 
 
 class ModelDirectories:
@@ -60,16 +63,33 @@ class ModelDirectories:
     def _switch(self, directory: Path, targets: Mapping[str, Path]) -> None:
         for name, target in targets.items():
             link = directory / check_path(name)
-            text = _link_text(link, target)
-            if link.is_symlink() and os.readlink(link) == text:
-                continue
             link.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-            fresh = directory.parent / (TEMPORARY + secrets.token_hex(6))
-            fresh.symlink_to(text)
-            try:
-                fresh.replace(link)
-            finally:
-                fresh.unlink(missing_ok=True)
+            _point(link, _link_text(link, target), directory.parent)
+
+    def switch(self, key: str, revision: str) -> None:
+        """`<key>/current` leads to a revision that was published, from one moment to the next."""
+        link = self.path(key, CURRENT)
+        with _in_the_way(), disk_errors(self.root):
+            if link.exists() and not link.is_symlink():
+                raise PathInTheWay(f"{link} is not a symlink", remedy="Move what stands there away.")
+            _point(link, check_path(revision), link.parent)
+
+    def remove(self, key: str, revision: str) -> None:
+        """The directory goes from one moment to the next; what it leads to stays. Idempotent."""
+        directory = self.path(key, revision)
+        if directory.is_symlink() or not directory.is_dir():
+            return
+        with disk_errors(self.root):
+            going = directory.rename(directory.parent / (TEMPORARY + secrets.token_hex(6)))
+            shutil.rmtree(going)
+
+    def drop_others(self, known: Collection[tuple[str, str]]) -> None:
+        """Directories that a process left when it died, of no snapshot (key, revision) that is known. Only links go:
+        what somebody else put there stays."""
+        for directory in self.root.glob("*/*"):
+            names = directory.parent.name, directory.name
+            if names not in known and directory.is_dir() and not directory.is_symlink() and _only_links(directory):
+                self.remove(*names)
 
     def drop_leftovers(self) -> None:
         """What an earlier process left half built."""
@@ -78,6 +98,22 @@ class ModelDirectories:
                 shutil.rmtree(path)
             else:
                 path.unlink()
+
+
+def _point(link: Path, text: str, scratch: Path) -> None:
+    """A symlink that holds `text`, in place of what is there; made in `scratch`, on the same file system."""
+    if link.is_symlink() and os.readlink(link) == text:
+        return
+    fresh = scratch / (TEMPORARY + secrets.token_hex(6))
+    fresh.symlink_to(text)
+    try:
+        fresh.replace(link)
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+def _only_links(directory: Path) -> bool:
+    return all(p.is_symlink() or p.is_dir() for p in directory.rglob("*"))
 
 
 @contextmanager

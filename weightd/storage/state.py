@@ -34,6 +34,7 @@ CREATE TABLE IF NOT EXISTS models (
 ) WITHOUT ROWID
 """,
     "ALTER TABLE blobs ADD COLUMN last_verified REAL NOT NULL DEFAULT 0",
+    "ALTER TABLE models ADD COLUMN turn INTEGER NOT NULL DEFAULT 0",
 )
 """Each makes the next schema out of the one before. What was released is not changed any more: add a step."""
 SCHEMA_VERSION = len(_STEPS)
@@ -62,12 +63,13 @@ class BlobRecord(msgspec.Struct, frozen=True):
 
 class ModelRecord(msgspec.Struct, frozen=True):
     """A snapshot whose blobs were all committed. `ref` is what the user named, credentials and all; the manifest's is
-    for people. `digests` by file path."""
+    for people. `digests` by file path. `current`: of all snapshots of its ref, the one that it means now."""
 
     ref: str
     manifest: Manifest
     digests: dict[str, Digest]
     last_used: float = 0.0
+    current: bool = True
 
 
 class State:
@@ -206,11 +208,13 @@ class State:
             return {k: Digest(d) for k, d in self._open.execute("SELECT source_key, digest FROM seen")}
 
     def models(self) -> list[ModelRecord]:
-        """The current snapshot of each ref."""
+        """Every snapshot, in the order in which they last became the current one of their ref."""
         with self._errors():
-            rows = self._open.execute("SELECT model, last_used FROM models WHERE current = 1").fetchall()
-            decoded = [(msgspec.json.decode(model, type=ModelRecord), used) for model, used in rows]
-        return [msgspec.structs.replace(model, last_used=used) for model, used in decoded]
+            rows = self._open.execute(
+                "SELECT model, last_used, current FROM models ORDER BY turn, last_used, ref, revision"
+            ).fetchall()
+            decoded = [(msgspec.json.decode(row[0], type=ModelRecord), *row[1:]) for row in rows]
+        return [msgspec.structs.replace(m, last_used=used, current=bool(now)) for m, used, now in decoded]
 
     def put_model(self, model: ModelRecord) -> None:
         """Make this the current snapshot of its ref."""
@@ -218,9 +222,18 @@ class State:
         with self._transaction() as db:
             db.execute("UPDATE models SET current = 0 WHERE ref = ?", key[:1])
             db.execute(
-                "INSERT OR REPLACE INTO models VALUES (?, ?, ?, ?, 1)",
+                "INSERT OR REPLACE INTO models (ref, revision, model, last_used, current, turn)"
+                " VALUES (?, ?, ?, ?, 1, (SELECT COALESCE(MAX(turn), 0) + 1 FROM models))",
                 (*key, msgspec.json.encode(model), model.last_used),
             )
+
+    def drop_model(self, ref: str, revision: str, digests: Iterable[Digest]) -> None:
+        """A snapshot that is not kept, and blobs with it: all of them or nothing."""
+        with self._transaction() as db:
+            db.execute("DELETE FROM models WHERE ref = ? AND revision = ?", (ref, revision))
+            for digest in digests:
+                db.execute("DELETE FROM blobs WHERE digest = ?", (digest,))
+                db.execute("DELETE FROM seen WHERE digest = ?", (digest,))
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:

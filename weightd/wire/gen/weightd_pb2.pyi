@@ -131,7 +131,7 @@ class VerifyProgress(_message.Message):
     def __init__(self, bytes_done: _Optional[int] = ..., bytes_total: _Optional[int] = ...) -> None: ...
 
 class FileCheck(_message.Message):
-    __slots__ = ("ref", "path", "size", "digest", "verification", "nvme", "shm", "detail")
+    __slots__ = ("ref", "path", "size", "digest", "verification", "nvme", "shm", "detail", "revision")
     REF_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
@@ -140,6 +140,7 @@ class FileCheck(_message.Message):
     NVME_FIELD_NUMBER: _ClassVar[int]
     SHM_FIELD_NUMBER: _ClassVar[int]
     DETAIL_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
     ref: str
     path: str
     size: int
@@ -148,7 +149,8 @@ class FileCheck(_message.Message):
     nvme: CopyState
     shm: CopyState
     detail: str
-    def __init__(self, ref: _Optional[str] = ..., path: _Optional[str] = ..., size: _Optional[int] = ..., digest: _Optional[str] = ..., verification: _Optional[_Union[Verification, str]] = ..., nvme: _Optional[_Union[CopyState, str]] = ..., shm: _Optional[_Union[CopyState, str]] = ..., detail: _Optional[str] = ...) -> None: ...
+    revision: str
+    def __init__(self, ref: _Optional[str] = ..., path: _Optional[str] = ..., size: _Optional[int] = ..., digest: _Optional[str] = ..., verification: _Optional[_Union[Verification, str]] = ..., nvme: _Optional[_Union[CopyState, str]] = ..., shm: _Optional[_Union[CopyState, str]] = ..., detail: _Optional[str] = ..., revision: _Optional[str] = ...) -> None: ...
 
 class FetchEvent(_message.Message):
     __slots__ = ("progress", "model")
@@ -239,13 +241,15 @@ class ListModelsResponse(_message.Message):
     def __init__(self, models: _Optional[_Iterable[_Union[Model, _Mapping]]] = ...) -> None: ...
 
 class GetModelRequest(_message.Message):
-    __slots__ = ("ref",)
+    __slots__ = ("ref", "revision")
     REF_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
     ref: str
-    def __init__(self, ref: _Optional[str] = ...) -> None: ...
+    revision: str
+    def __init__(self, ref: _Optional[str] = ..., revision: _Optional[str] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("ref", "revision", "format", "directory", "size", "verification", "shm", "nvme", "leases", "last_used", "files", "last_verified")
+    __slots__ = ("ref", "revision", "format", "directory", "size", "verification", "shm", "nvme", "leases", "last_used", "files", "last_verified", "old")
     REF_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
     FORMAT_FIELD_NUMBER: _ClassVar[int]
@@ -258,6 +262,7 @@ class Model(_message.Message):
     LAST_USED_FIELD_NUMBER: _ClassVar[int]
     FILES_FIELD_NUMBER: _ClassVar[int]
     LAST_VERIFIED_FIELD_NUMBER: _ClassVar[int]
+    OLD_FIELD_NUMBER: _ClassVar[int]
     ref: str
     revision: str
     format: str
@@ -270,7 +275,8 @@ class Model(_message.Message):
     last_used: float
     files: _containers.RepeatedCompositeFieldContainer[ModelFile]
     last_verified: float
-    def __init__(self, ref: _Optional[str] = ..., revision: _Optional[str] = ..., format: _Optional[str] = ..., directory: _Optional[str] = ..., size: _Optional[int] = ..., verification: _Optional[_Union[Verification, str]] = ..., shm: _Optional[_Union[Residency, str]] = ..., nvme: _Optional[_Union[Residency, str]] = ..., leases: _Optional[int] = ..., last_used: _Optional[float] = ..., files: _Optional[_Iterable[_Union[ModelFile, _Mapping]]] = ..., last_verified: _Optional[float] = ...) -> None: ...
+    old: bool
+    def __init__(self, ref: _Optional[str] = ..., revision: _Optional[str] = ..., format: _Optional[str] = ..., directory: _Optional[str] = ..., size: _Optional[int] = ..., verification: _Optional[_Union[Verification, str]] = ..., shm: _Optional[_Union[Residency, str]] = ..., nvme: _Optional[_Union[Residency, str]] = ..., leases: _Optional[int] = ..., last_used: _Optional[float] = ..., files: _Optional[_Iterable[_Union[ModelFile, _Mapping]]] = ..., last_verified: _Optional[float] = ..., old: _Optional[bool] = ...) -> None: ...
 
 class ModelFile(_message.Message):
     __slots__ = ("path", "size", "digest", "verification", "shm", "nvme", "last_verified")
@@ -307,6 +313,7 @@ class Event(_message.Message):
         KIND_RELEASED: _ClassVar[Event.Kind]
         KIND_DAMAGED: _ClassVar[Event.Kind]
         KIND_REPAIRED: _ClassVar[Event.Kind]
+        KIND_RETIRED: _ClassVar[Event.Kind]
     KIND_UNSPECIFIED: Event.Kind
     KIND_FETCH_STARTED: Event.Kind
     KIND_FETCH_FINISHED: Event.Kind
@@ -316,6 +323,7 @@ class Event(_message.Message):
     KIND_RELEASED: Event.Kind
     KIND_DAMAGED: Event.Kind
     KIND_REPAIRED: Event.Kind
+    KIND_RETIRED: Event.Kind
     KIND_FIELD_NUMBER: _ClassVar[int]
     REF_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]

@@ -1,0 +1,105 @@
+"""Old snapshots go by policy: their record, their directory, and what of their bytes nothing else refers to."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack
+
+from weightd.core.digest import Digest
+from weightd.core.errors import WeightdError
+from weightd.core.retention import due
+from weightd.engine.catalog import Catalog
+from weightd.engine.held import Blob, Model
+
+log = logging.getLogger(__name__)
+
+
+class Retirer:
+    """In one task of its own. Keeps `keep` old snapshots of each ref on NVMe; one that is leased stays beyond that, and
+    in shared memory, until its last lease ends. `told` is called of each that has gone. On the event loop."""
+
+    def __init__(self, catalog: Catalog, keep: int, told: Callable[[Model], None]) -> None:
+        self._catalog, self._keep, self._told = catalog, keep, told
+        self._again = False
+        self._stopped = False
+        self._task: asyncio.Task[None] | None = None
+        catalog.settled = self.kick
+
+    def kick(self) -> None:
+        """Something ended that may have kept one. Cheap; the work is done later."""
+        self._again = not self._stopped
+        if self._again and self._catalog.snapshots.old and (self._task is None or self._task.done()):
+            self._task = asyncio.get_running_loop().create_task(self._run(), name="retire")
+
+    async def idle(self) -> None:
+        """Until all that could be done is done."""
+        if self._task is not None:
+            await asyncio.wait([self._task])
+
+    async def stop(self) -> None:
+        """What was begun ends first."""
+        self._stopped, self._again = True, False
+        await self.idle()
+
+    async def _run(self) -> None:
+        while self._again:
+            self._again = False
+            try:
+                for model in list(self._due()):
+                    await self._retire(model)
+                await self._leave_memory()
+            except WeightdError as e:
+                # Tried again when something else ends, and after the next start.
+                log.warning("an old snapshot could not be dropped: %s", e)
+
+    def _due(self) -> Iterator[Model]:
+        for old in self._catalog.snapshots.old.values():
+            yield from (m for m in due(old, self._keep) if not m.claimed)
+
+    async def _retire(self, model: Model) -> None:
+        """Nothing may be published meanwhile, nor a blob of it be recorded or dropped."""
+        catalog = self._catalog
+        async with AsyncExitStack() as locks:
+            await locks.enter_async_context(catalog.publishing)
+            await locks.enter_async_context(catalog.dropping)
+            own = self._own(model)
+            for blob in own:
+                await locks.enter_async_context(catalog.recording(blob.record.digest))
+            if not self._stopped and self._may_go(model, own):
+                await catalog.forget(model, own)
+                self._told(model)
+
+    def _own(self, model: Model) -> list[Blob]:
+        """Which no other snapshot has."""
+        others: set[Digest] = set()
+        for other in self._catalog.snapshots:
+            if other is not model:
+                others.update(other.digests.values())
+        return [b for b in set(model.blobs.values()) if b.record.digest not in others]
+
+    def _may_go(self, model: Model, own: list[Blob]) -> bool:
+        """As of now: it may have been leased again, or become the current one."""
+        if model not in list(self._due()):
+            return False
+        return not any(self._catalog.wanted(b.record.digest) for b in own)
+
+    async def _leave_memory(self) -> None:
+        """Only the current snapshot is acquired: segments that only unclaimed old ones have are of no use."""
+        catalog = self._catalog
+        async with catalog.publishing:
+            snapshots = list(catalog.snapshots)
+            idle = [m for m in snapshots if not m.current and not m.claimed]
+            used = {b for m in snapshots if m.current or m.claimed for b in m.blobs.values()}
+            for blob in {b for m in idle for b in m.blobs.values() if b.in_shm} - used:
+                if not self._stopped and not catalog.wanted(blob.record.digest) and not _claimed(blob, idle):
+                    await catalog.detach(blob)
+            for model in idle:
+                if not self._stopped:
+                    await catalog.relink(model)
+
+
+def _claimed(blob: Blob, models: list[Model]) -> bool:
+    """Since they were found idle."""
+    return any(m.claimed or m.current for m in models if m.has(blob))
