@@ -52,6 +52,15 @@ FAULTS = {
     "period too short": ('[verify]\nevery = "0.5s"\n', "line 2: verify.every: '0.5s' is out of range"),
     "period as number": ("[verify]\nevery = 7\n", "line 2: verify.every: Expected str, got int"),
     "snapshots without sense": ("[snapshots]\n\nkeep = -1\n", "line 3: snapshots.keep: -1 is out of range"),
+    "allow without sense": (
+        '[sources]\nallow = ["https://h/", "ftp://h/"]\n',
+        "line 2: sources.allow: 'ftp://h/': a pattern begins with https://",
+    ),
+    "allow that climbs": (
+        '[sources]\nallow = ["https://h/a/../b/"]\n',
+        "sources.allow: 'https://h/a/../b/' can",
+    ),
+    "allow is no list": ('[sources]\nallow = "*"\n', "line 2: sources.allow: Expected array, got str"),
     "rate": ('[verify]\nmax_rate = "1KiB"\n', "line 2: verify.max_rate: '1KiB' is out of range"),
     "unknown key of verify": ('[verify]\nevry = "7d"\n', "line 2: verify.evry: unknown key"),
     "log level": ('[daemon]\nlog_level = "loud"\n', "line 2: daemon.log_level: Invalid enum value 'loud'"),

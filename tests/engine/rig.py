@@ -14,6 +14,7 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from weightd.core.allow import AllowList
 from weightd.core.crc import Crc
 from weightd.core.digest import Digest, digest_of
 from weightd.core.errors import SourceNotFound, SourceUnavailable
@@ -254,13 +255,13 @@ async def running(
     transfers: int = 2,
     patrol: PatrolOptions | None = None,
     keep: int = 1,
+    allow: AllowList | None = None,
     **transfer: int,
 ) -> AsyncIterator[Rig]:
     """Stopped at the end, after which nothing may be in shared memory and no thread may run."""
     owner = owner or "t" + secrets.token_hex(6)
-    options = EngineOptions(
-        root, shm, nvme, TransferOptions(**({"part_size": PART} | transfer)), transfers, patrol, keep
-    )
+    moving = TransferOptions(**({"part_size": PART} | transfer))
+    options = EngineOptions(root, shm, nvme, moving, transfers, patrol, keep, allow or AllowList())
     engine = Engine(
         options,
         segments=PosixSegmentStore(owner),

@@ -63,6 +63,9 @@ async def _export(
     from weightd.engine.export import fetch_to
 
     config = load_config(config_file, env=os.environ, uid=os.geteuid())
+    allowed = config.sources.allow_list(config.models)
+    for ref in refs:
+        allowed.check(parse_ref(ref))
     sources = make_sources(config)
     try:
         if len(refs) > 1:

@@ -100,6 +100,10 @@ class SourceDenied(AccessDenied):
     """The origin refused (401, 403, EACCES)."""
 
 
+class RefNotAllowed(AccessDenied):
+    """A ref that the daemon's configuration does not allow."""
+
+
 class SocketDenied(AccessDenied):
     """The daemon's socket may not be opened by this user."""
 

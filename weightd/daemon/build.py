@@ -59,6 +59,7 @@ def build(config: Config) -> Parts:
             transfers=config.fetch.transfers,
             patrol=patrol_options(config),
             keep=config.snapshots.keep,
+            allow=config.sources.allow_list(config.models),
         ),
         segments=segments,
         blobs=blobs,

@@ -18,6 +18,7 @@ from weightd.daemon.sections.fetch import FetchConfig, read_fetch
 from weightd.daemon.sections.http import HttpConfig, read_http
 from weightd.daemon.sections.models import read_models
 from weightd.daemon.sections.snapshots import SnapshotsConfig, read_snapshots
+from weightd.daemon.sections.sources import SourcesConfig, read_sources
 from weightd.daemon.sections.verify import VerifyConfig, read_verify
 from weightd.daemon.sizes import BudgetSpec, parse_budget
 
@@ -58,6 +59,7 @@ class Config(msgspec.Struct, frozen=True):
     http: HttpConfig
     verify: VerifyConfig
     snapshots: SnapshotsConfig
+    sources: SourcesConfig
     models: dict[str, NamedModel]
     file: Path | None = None
 
@@ -102,6 +104,7 @@ def load_config(file: Path | None, *, env: Mapping[str, str], uid: int, override
         http=read_http(reader),
         verify=read_verify(reader),
         snapshots=read_snapshots(reader),
+        sources=read_sources(reader),
         models=read_models(reader),
         file=file,
     )

@@ -9,6 +9,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from weightd.core.allow import AllowList
 from weightd.core.budget import Budget
 from weightd.core.digest import Digest
 from weightd.core.errors import Draining, NotFound, SourceChanged, WeightdError
@@ -50,7 +51,7 @@ TICK = 0.1
 class EngineOptions:
     """`state_dir` holds blobs, models and state.db. Budgets in bytes. `transfers` may run at once, and as many
     more that a worker waits for. `patrol`: what is verified in the background, None for nothing. `keep`: old
-    snapshots of a ref that stay beside its current one."""
+    snapshots of a ref that stay beside its current one. `allow`: which refs may be asked for."""
 
     state_dir: Path
     shm_budget: int
@@ -59,6 +60,7 @@ class EngineOptions:
     transfers: int = 2
     patrol: PatrolOptions | None = None
     keep: int = 1
+    allow: AllowList = field(default_factory=AllowList)
 
 
 class ModelLease:
@@ -151,9 +153,15 @@ class Engine:
                 f"the daemon is {self._life.state.value}", remedy="Try again when it has been started again."
             )
 
-    async def resolve(self, ref: str) -> Manifest:
+    def _admit(self, ref: str) -> Ref:
+        """A ref that is to be brought or leased: also one that is held may have ceased to be allowed."""
         self._serving()
-        return await self._resolve(parse_ref(ref), None)
+        parsed = parse_ref(ref)
+        self._options.allow.check(parsed)
+        return parsed
+
+    async def resolve(self, ref: str) -> Manifest:
+        return await self._resolve(self._admit(ref), None)
 
     async def _resolve(self, ref: Ref, sha256: Digest | None) -> Manifest:
         try:
@@ -164,16 +172,14 @@ class Engine:
     async def fetch(
         self, ref: str, *, sha256: Digest | None = None, tier: Tier = Tier.SHM
     ) -> AsyncGenerator[Progress | ModelState, None]:
-        self._serving()
-        parsed = parse_ref(ref)
+        parsed = self._admit(ref)
         flight = self._start_flight(("fetch", parsed.text, sha256, tier), parsed, sha256, tier, held=None)
         async with aclosing(self._follow(flight)) as events:
             async for event in events:
                 yield event.state() if isinstance(event, Model) else event
 
     async def acquire(self, ref: str) -> AsyncGenerator[Progress | ModelLease, None]:
-        self._serving()
-        parsed = parse_ref(ref)
+        parsed = self._admit(ref)
         while True:
             held = self._catalog.models.get(parsed.text)
             if held is not None and held.in_shm and held.linked:
@@ -292,6 +298,7 @@ class Engine:
     async def _restore(self, model: Model, tier: Tier) -> None:
         """All of its files resident again; its origin is asked only for what is not here."""
         self._serving()  # or a flight would begin that `stop` does not wait for
+        self._options.allow.check(model.ref)
         key = ("restore", model.ref.text, tier)
         # Not begun again for a source that changed: what it serves now is not what is damaged here.
         flight = self._flights.get(key, lambda flight: self._fly_once(flight, model.ref, None, tier, model))
