@@ -24,8 +24,13 @@ def test_a_line_per_event_without_secrets(capfd: pytest.CaptureFixture[str], for
             raise ValueError(SECRET)
         except ValueError:
             logging.getLogger("weightd.x").exception("failed")
+        logging.getLogger("weightd.x").info("and %r", "s3://key:hunter2@bucket/it's?sig=abcdef'abcdef")
     lines = capfd.readouterr().err.splitlines()
-    assert len(lines) == 2
+    assert len(lines) == 3
+    last = lines.pop()
+    assert "s3://bucket/it's?sig=" in last
+    assert "hunter2" not in last
+    assert "abcdef" not in last
     for line in lines:
         assert "hunter2" not in line
         assert "abcdef" not in line

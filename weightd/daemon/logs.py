@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 from weightd.core.refs import redact
 
-_URL = re.compile(r"https?://[^\s'\"<>]+")
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s\"<>]+")
 
 
 class LineFormatter(logging.Formatter):

@@ -6,10 +6,12 @@ process does; everything else, also retries and what is known of an origin, stay
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
 from collections import Counter
+from collections.abc import Mapping
 from typing import Final
 
 from weightd.core.errors import SourceUnavailable
@@ -22,6 +24,15 @@ CHECK_S: Final = 0.2
 """How soon an answer that does not come after an abort is noticed."""
 ANSWER_S: Final = 5.0
 """For how long a process may take to answer after an abort, or to close; then it is killed, and with it its maps."""
+
+
+_NEEDED: Final = ("PATH", "HOME", "LANG", "TMPDIR", "TZ")
+_NEEDED_PREFIXES: Final = ("PYTHON", "LC_", "LD_", "SSL_CERT_", "OPENSSL_", "MALLOC_", "COVERAGE_")
+
+
+def inherited(environment: Mapping[str, str]) -> dict[str, str]:
+    """What a child gets of it: what Python and OpenSSL read. Proxies, keys and tokens stay with the daemon."""
+    return {k: v for k, v in environment.items() if k in _NEEDED or k.startswith(_NEEDED_PREFIXES)}
 
 
 class Process:
@@ -39,6 +50,7 @@ class Process:
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
+                env=inherited(os.environ),
                 start_new_session=True,
             )
         self._send(Setup(options))
