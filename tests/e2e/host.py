@@ -21,6 +21,7 @@ from typing import Any
 
 from tests.daemon.process import SERVE, Served
 from weightd import Client
+from weightd.sources.idle import IDLE_SECONDS
 
 WEIGHTD = (sys.executable, "-m", "weightd")
 NOBODY = (
@@ -136,7 +137,7 @@ class Host(Served):
         assert (status["leases"], status["transfers"]) == (0, 0)
         assert (status["shm"]["reserved"], status["nvme"]["reserved"]) == (0, 0)
         assert self.held() == held
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 5 + IDLE_SECONDS  # Of the thread that ends idle connections.
         while self.threads() > threads and time.monotonic() < deadline:
             time.sleep(0.01)
         assert self.threads() <= threads

@@ -55,8 +55,12 @@ class Retirer:
                 log.warning("an old snapshot could not be dropped: %s", e)
 
     def _due(self) -> Iterator[Model]:
-        for old in self._catalog.snapshots.old.values():
-            yield from (m for m in due(old, self._keep) if not m.claimed)
+        snapshots = self._catalog.snapshots
+        for text, old in snapshots.old.items():
+            # One of the same bytes, of which somebody has only said more since, is no older version.
+            twins = [m for m in old if m.digests == snapshots.current[text].digests]
+            others = [m for m in old if m not in twins]
+            yield from (m for m in [*twins, *due(others, self._keep)] if not m.claimed)
 
     async def _retire(self, model: Model) -> None:
         """Nothing may be published meanwhile, nor a blob of it be recorded or dropped."""
