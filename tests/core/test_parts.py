@@ -48,8 +48,8 @@ def test_unaligned_part_sizes_are_refused(part_size: int) -> None:
     [
         (0, 16 * MIB, 16, 2 * MIB),
         (10 * MIB, 16 * MIB, 16, 2 * MIB),
-        (256 * MIB, 16 * MIB, 16, 4 * MIB),
-        (512 * MIB + 1, 16 * MIB, 16, 9 * MIB),
+        (256 * MIB, 16 * MIB, 16, 8 * MIB),
+        (300 * MIB + 1, 16 * MIB, 16, 10 * MIB),
         (1 << 30, 16 * MIB, 16, 16 * MIB),
         (1 << 40, 16 * MIB, 16, 16 * MIB),
         (1 << 30, 16 * MIB, 1, 16 * MIB),

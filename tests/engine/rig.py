@@ -240,7 +240,7 @@ def _pages(path: Path) -> int:
 
 def moving_threads() -> list[str]:
     """Of transfers; the engine's own few stay until it stops."""
-    idle = ("weightd-io", "weightd-state")
+    idle = ("weightd-io", "weightd-state", "weightd-idle")
     return [t.name for t in threading.enumerate() if t.name.startswith("weightd-") and not t.name.startswith(idle)]
 
 

@@ -38,7 +38,7 @@ def look(requests: Requests, running: list[Request], rates: list[int]) -> list[b
     """Two periods at these rates; which requests were replaced."""
     for _ in range(3):
         for request, rate in zip(running, rates, strict=True):
-            request.add(rate)
+            requests.came(request, rate)
         requests.replace_slow()
     return [r.replaced for r in running]
 
@@ -54,7 +54,7 @@ def test_the_slow_one_is_replaced_once() -> None:
 def test_the_last_one_is_compared_with_those_that_ended() -> None:
     requests = Requests(100)
     for request in begun(requests, 4):
-        request.add(1 << 40)
+        requests.came(request, 1 << 40)
         requests.end(request)
     (last,) = begun(requests, 1)
     assert look(requests, [last], [1]) == [True]

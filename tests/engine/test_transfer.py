@@ -215,6 +215,17 @@ def no_backoff() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def taking_over(piece: int = 512) -> Iterator[None]:
+    """Little is read at a time, and what is left of a part is shared whenever a receiver has nothing to do."""
+    with (
+        mock.patch.multiple("weightd.core.endgame", LEAST=piece, ALIGN=piece, WORTH_S=0.0, TRIPS=0, COLD_TRIPS=0),
+        mock.patch.multiple("weightd.engine.receiver", LEAST=piece, RECEIVE=piece),
+        mock.patch("weightd.engine.transfer.IDLE_S", 0.0001),
+    ):
+        yield
+
+
 PLAIN = Plan([40 * ALIGN + 1] * 3, ALIGN, TransferOptions(ALIGN), "segments", [True] * 3, True, [], 0, -1, 0, 0)
 
 
@@ -232,6 +243,16 @@ def plain(**changes: object) -> Plan:
 @example(plain(write_fault=1))
 def test_any_transfer(plan: Plan) -> None:
     with no_backoff():
+        run = Run(plan)
+        run.go()
+    run.check()
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(plans())
+@example(plain(sizes=[3 * ALIGN] * 3, part=3 * ALIGN))
+def test_any_transfer_whose_parts_are_shared(plan: Plan) -> None:
+    with no_backoff(), taking_over():
         run = Run(plan)
         run.go()
     run.check()

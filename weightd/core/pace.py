@@ -6,6 +6,10 @@ START = 4
 """Requests at a time to begin with: what browsers and download tools open without asking."""
 PERIOD_S = 0.2
 """Over which a rate is measured."""
+CLIMB_S = 0.02
+"""Until a first gain is believed; while an origin is new, each moment with too few requests is lost."""
+DOUBT_S = 0.4
+"""So much longer it takes to believe that there is none: new requests bring nothing for some round trips."""
 GAIN = 1.1
 """Twice the requests must bring at least so much more, or half of them were as good."""
 REST_S = 10.0
@@ -23,6 +27,9 @@ class HostPace:
         self._not_before = now
         self._next_cut = now
         self._next_try = now
+        self._climbing = True
+        """Nothing is known yet but that more bring more."""
+        self._started = False
         self._period = now
         self._moved = 0
         self._full = False
@@ -42,12 +49,15 @@ class HostPace:
         if now >= self._next_cut:
             self.limit = max(1, self.limit // 2)
             self._next_cut = now + BURST_S + retry_after
-            self._before = None
+            self._before, self._climbing = None, False
             self._next_try = now + REST_S + retry_after
             self._begin(now)
 
-    def moved(self, count: int, now: float) -> bool:
-        """Bytes came; True when the limit may have changed."""
+    def moved(self, count: int, now: float, running: int = 0) -> bool:
+        """Bytes came, while `running` requests are under way; True when the limit may have changed."""
+        self._full = self._full or running >= self.limit
+        if self._climbing:
+            return self._climb(count, now)
         self._moved += count
         elapsed = now - self._period
         if elapsed < PERIOD_S:
@@ -56,6 +66,26 @@ class HostPace:
         self._begin(now)
         if full:
             self._judge(rate, now)
+        return True
+
+    def _climb(self, count: int, now: float) -> bool:
+        """As soon as a step has brought more, the next one."""
+        if not self._started:  # What is needed until the first bytes come says nothing.
+            self._started, self._period = True, now
+            return False
+        self._moved += count
+        elapsed = now - self._period
+        if elapsed < CLIMB_S or not self._full:
+            return False
+        rate = self._moved / elapsed
+        if self._before is not None and rate < self._before[1] * GAIN:
+            if elapsed < DOUBT_S:
+                return False
+            self._climbing = False
+        elif self.limit == self._most:
+            self._climbing = False
+        self._begin(now)
+        self._judge(rate, now)
         return True
 
     def _begin(self, now: float) -> None:

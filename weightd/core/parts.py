@@ -13,8 +13,9 @@ ALIGN = 4096
 
 LEAST_PART = 2 * MIB
 """A smaller range costs more to ask for than it saves at the end of a file."""
-ROUNDS = 4
-"""Ranges for each of the requests that may be under way: what is left to the slowest at the end is a part of a part."""
+ROUNDS = 2
+"""Ranges for each of the requests that may be under way. Each costs a round trip; what is left to the slowest at the
+end is taken over by the others (core.endgame)."""
 
 
 @dataclass(frozen=True, slots=True)

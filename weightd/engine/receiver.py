@@ -20,10 +20,11 @@ from weightd.sources.protocols import Reader
 
 RECEIVE = 4 * MIB
 """At most so many bytes are asked for in one `readinto`, after which progress is counted and a stop is seen."""
-LEAST = MIB // 4
-"""So many at first. What came of a `readinto` that fails is lost: where bytes come slowly, it asks for few."""
-BRISK_S = 0.05
-"""After one that took no longer, twice as many are asked for; after one that took three times as long, half."""
+LEAST = 8 << 10
+"""So many at first: less than what comes at once on a new connection. What came of a `readinto` that fails is lost, and
+what it asks for nobody takes over: where bytes come slowly, it asks for few."""
+BRISK_S = 0.015
+"""After one that took no longer, four times as many are asked for; after one that took three times as long, half."""
 
 
 class Stopped(Exception):
@@ -39,8 +40,8 @@ class Work(Protocol):
     pause: float
     throttle: Throttle | None
 
-    def next(self) -> Task | None:
-        """The next task with memory reserved for its first part, or None."""
+    def next(self, *, warm: bool) -> Task | None:
+        """The next task with memory reserved for its first part, or None. `warm`: there is a connection for it."""
         ...
 
     def deliver(self, job: FileJob, part: Part, view: memoryview, checksum: bytes, *, held: bool) -> None:
@@ -60,7 +61,7 @@ class Receiver:
     def run(self) -> None:
         """Until there are no more tasks. Raises Stopped, and the error of a task that cannot be done."""
         try:
-            while (task := self._work.next()) is not None:
+            while (task := self._work.next(warm=bool(self._readers))) is not None:
                 self._perform(task)
         finally:
             for reader in self._readers.values():
@@ -69,7 +70,8 @@ class Receiver:
     def _perform(self, task: Task) -> None:
         """All parts of one request, tried again from the first byte that is missing."""
         try:
-            task.view = task.job.buffers.acquire(task.parts[0])
+            if task.landing is None:
+                task.land(task.job.buffers.acquire(task.parts[0]))
             if task.parts[0].index in task.job.held:
                 self._prove(task)
             attempt = 0
@@ -78,17 +80,25 @@ class Receiver:
         except WeightdError as e:
             raise e.about(file=task.job.path) from None
         finally:
-            if task.view is not None:
-                task.job.add(-task.filled)
-                task.job.buffers.release(task.view)
+            self._leave(task)
+
+    @staticmethod
+    def _leave(task: Task) -> None:
+        """It touches the memory of its part no more."""
+        landing, task.landing = task.landing, None
+        if landing is not None:
+            view, vain = landing.leave(task.at - task.begin)
+            if view is not None:
+                task.job.add(-vain)
+                task.job.buffers.release(view)
 
     def _prove(self, task: Task) -> None:
         """Take the first part from what is held, if it has its checksum there; else it stays to be received."""
         job, part = task.job, task.parts[0]
         expected = job.held.pop(part.index)
         view = task.view
-        if view is None or job.local is None:
-            raise AssertionError("a held part without its memory or its reader")
+        if job.local is None:
+            raise AssertionError("a held part without its reader")
         self._check_stop()
         reader = job.local()
         try:
@@ -102,15 +112,17 @@ class Receiver:
             reader.close()
         if xxhash.xxh3_128_digest(view) == expected:
             job.add(part.length, proven=True)
+            task.at = part.length
             self._deliver(task, expected, held=True)
 
     def _try(self, task: Task, attempt: int) -> int:
         """One request. Returns the number of attempts that failed in a row."""
-        left, parts = task.left, len(task.parts)
+        parts = len(task.parts)
         request: Request | None = None
         try:
             reader = self._reader(task.job)
-            request = self._work.requests.begin(reader, task.left, replaceable=task.job.ranges)
+            shared = task if task.job.ranges and task.job.expected is None else None
+            request = self._work.requests.begin(reader, task.left, replaceable=task.job.ranges, task=shared)
             self._request(task, reader, request)
             return 0
         except SourceUnavailable as e:
@@ -119,7 +131,7 @@ class Receiver:
                 raise Stopped from e
             if request is not None and request.replaced:
                 return attempt
-            advanced = len(task.parts) < parts or left - task.left >= MIB
+            advanced = len(task.parts) < parts or (request is not None and request.moved >= MIB)
             attempt = 0 if advanced else attempt + 1
             if attempt >= self._work.attempts:
                 raise
@@ -134,52 +146,63 @@ class Receiver:
     def _request(self, task: Task, reader: Reader, request: Request) -> None:
         job, left = task.job, task.parts
         # A stream without ranges starts over: what is here is read again, and must be the same.
-        at = left[0].offset + task.filled
+        at = left[0].offset + (task.at if task.landing else 0)
         skip = 0 if job.ranges else at
-        reader.start(at - skip, task.left + skip)
+        asked = task.left
+        end = task.at + asked
+        self._window = LEAST if job.expected is None else RECEIVE  # A disk is not to be felt for.
+        reader.start(at - skip, asked + skip)
         if skip:
             self._skip(task, reader)
         while left:
-            if task.view is None:
+            if task.landing is None:
                 if not job.buffers.reserve(self._stopping):
                     raise Stopped
-                task.view = job.buffers.acquire(left[0])
+                task.land(job.buffers.acquire(left[0]))
             self._fill(task, reader, request, task.view)
             if len(left) == 1:
                 # What follows the last part may publish the file: the body has to end here.
-                self._finish(task, reader)
-            checksum = xxhash.xxh3_128_digest(task.view)
-            self._check(job, left[0], checksum)
-            self._deliver(task, checksum, held=False)
+                self._finish(task, reader, cut=job.ranges and task.end < end)
+            self._arrived(task)
 
-    @staticmethod
-    def _finish(task: Task, reader: Reader) -> None:
+    def _finish(self, task: Task, reader: Reader, *, cut: bool) -> None:
         """A body that did not end as it should is not believed: its last part comes again."""
+        if cut:  # The rest of it is another's affair.
+            self._drop(task.job)
+            return
         try:
             reader.finish()
         except BaseException:
-            task.job.add(-task.filled)
-            task.filled = 0
+            task.job.add(-task.forget())
             raise
 
+    def _arrived(self, task: Task) -> None:
+        """All of the first part that is this task's affair is here; who is the last delivers it."""
+        if task.landing is None or not task.landing.arrived():
+            task.parts.popleft()
+            return
+        checksum = xxhash.xxh3_128_digest(task.view)
+        self._check(task.job, task.parts[0], checksum)
+        self._deliver(task, checksum, held=False)
+
     def _fill(self, task: Task, reader: Reader, request: Request, view: memoryview) -> None:
-        throttle, length = self._work.throttle, task.parts[0].length
+        throttle = self._work.throttle
         most = throttle.window(RECEIVE) if throttle else RECEIVE
-        while task.filled < length:
+        while asked := task.ask(min(most, self._window)):
             self._check_stop()
-            with view[task.filled : task.filled + min(most, self._window)] as window:
+            with view[task.at : task.at + asked] as window:
                 if throttle:
                     throttle.pass_(len(window), self._stopping)
                 began = time.monotonic()
                 count = reader.readinto(window)
             self._adapt(time.monotonic() - began)
-            task.filled += count
-            request.add(count)
+            task.at += count
+            self._work.requests.came(request, count)
             task.job.add(count)
 
     def _adapt(self, took: float) -> None:
         if took < BRISK_S:
-            self._window = min(RECEIVE, self._window * 2)
+            self._window = min(RECEIVE, self._window * 4)
         elif took > 3 * BRISK_S:
             self._window = max(LEAST, self._window // 2)
 
@@ -192,11 +215,12 @@ class Receiver:
             )
 
     def _deliver(self, task: Task, checksum: bytes, *, held: bool) -> None:
-        view = task.view
-        if view is None:
+        landing = task.landing
+        if landing is None:
             raise AssertionError("a part without its memory")
-        task.job.take_crc(task.parts[0], view)
-        task.view, task.filled = None, 0
+        task.job.take_crc(task.parts[0], landing.view)
+        view = landing.deliver()
+        self._leave(task)
         self._work.deliver(task.job, task.parts.popleft(), view, checksum, held=held)
 
     def _check_stop(self) -> None:
@@ -231,9 +255,9 @@ class Receiver:
         for part in job.parts[: task.parts[0].index]:
             if self._again(reader, part.length).digest() != job.checksums[part.index]:
                 raise self._changed(job)
-        if task.filled and task.view is not None:
-            with task.view[: task.filled] as here:
-                if self._again(reader, task.filled).digest() != xxhash.xxh3_128_digest(here):
+        if task.landing and task.at:
+            with task.view[: task.at] as here:
+                if self._again(reader, task.at).digest() != xxhash.xxh3_128_digest(here):
                     raise self._changed(job)
 
     def _again(self, reader: Reader, count: int) -> xxhash.xxh3_128:

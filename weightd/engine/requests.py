@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
 from dataclasses import dataclass, field
 
+from weightd.core.endgame import Running, border, last_to_end
 from weightd.core.slow import allowance, slow
+from weightd.engine.tasks import Task
 from weightd.sources.protocols import Reader
 
 WATCH_S = 1.0
@@ -20,20 +23,22 @@ WORTH_S = 2.0
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """`left` and `moved` in bytes, changed by its receiver alone. `replaced`: it was aborted for being slow."""
+    """`length` and `moved` in bytes, changed by its receiver alone. `replaced`: it was aborted for being slow. `task`:
+    what it is for, where another may take over the rear of that."""
 
     reader: Reader
-    left: int
+    length: int
     replaceable: bool
+    task: Task | None = None
     moved: int = 0
     began: float = field(default_factory=time.monotonic)
     replaced: bool = False
     looks: list[int] = field(default_factory=list)
     """`moved` at the last looks."""
 
-    def add(self, count: int) -> None:
-        self.moved += count
-        self.left -= count
+    @property
+    def left(self) -> int:
+        return self.length - self.moved if self.task is None else self.task.end - self.task.at
 
 
 class Requests:
@@ -46,6 +51,7 @@ class Requests:
         self._stopped = False
         self._looked = time.monotonic()
         self._ended: deque[float] = deque(maxlen=ENDED)
+        self._first_byte = math.inf
         self.allowance = allowance(parts)
 
     def opened(self, reader: Reader) -> None:
@@ -60,12 +66,37 @@ class Requests:
         with self._lock:
             self._readers.discard(reader)
 
-    def begin(self, reader: Reader, length: int, *, replaceable: bool) -> Request:
+    def begin(self, reader: Reader, length: int, *, replaceable: bool, task: Task | None = None) -> Request:
         """A request for `length` bytes."""
-        request = Request(reader, length, replaceable)
+        request = Request(reader, length, replaceable, task)
         with self._lock:
             self._running.add(request)
         return request
+
+    def came(self, request: Request, count: int) -> None:
+        """Bytes of it. Its receiver alone."""
+        if not request.moved:
+            # The shortest is the round trip; others waited for their turn.
+            self._first_byte = min(self._first_byte, time.monotonic() - request.began)
+        request.moved += count
+
+    def take_over(self, *, warm: bool) -> Task | None:
+        """The rear of what the last one to end has yet to bring, if that is worth it, and its origin rewards one
+        request more. `warm`: by a connection that has brought something."""
+        now = time.monotonic()
+        with self._lock:
+            running = {r: _running(r, r.task, now) for r in self._running if r.task is not None and not r.replaced}
+            last = None if self._stopped else last_to_end(running, self._ended, self._first_byte, warm=warm)
+            task = last[0].task if last else None
+            if last is None or task is None or len(self._running) >= task.job.width():
+                return None
+            return task.divide(kept=last[1])
+
+    @property
+    def divisible(self) -> bool:
+        """Whether anything is under way of which some might still be taken over."""
+        with self._lock:
+            return any(r.task is not None and border(r.task.reach, r.task.end) is not None for r in self._running)
 
     def end(self, request: Request) -> None:
         """After this it is not aborted for being slow. Idempotent."""
@@ -95,6 +126,11 @@ class Requests:
                     request.replaced = True
                     self._running.discard(request)
                     request.reader.abort(slow=True)
+
+
+def _running(request: Request, task: Task, now: float) -> Running:
+    age = max(now - request.began, 1e-3)
+    return Running(task.reach, task.end, request.moved / age, age)
 
 
 def _rate(request: Request, elapsed: float) -> float | None:

@@ -5,30 +5,79 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import islice
 
+from weightd.core import endgame
 from weightd.core.parts import Part
 from weightd.engine.jobs import FileJob
+from weightd.engine.landing import Landing
 
 LOOK_S = 0.1
 """How soon one that waits for a place sees that it was stopped."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Task:
-    """Parts of one request: one, or all of them where the origin has no ranges; none for an empty file."""
+    """Parts of one request: one, or all of them where the origin has no ranges; none for an empty file.
+
+    Of the first part that is left, the bytes from `begin` to `end` are its affair, those before `at` are here, and
+    those before `reach` are being received. One receiver has it; any thread may `divide` it.
+    """
 
     job: FileJob
     parts: deque[Part]
-    view: memoryview | None = None
-    """Of the first part that is left; kept while it is tried again, because parts behind it wait for it with theirs."""
-    filled: int = 0
-    """Bytes at the front of `view` that were received: another try goes on behind them."""
+    landing: Landing | None = None
+    """Of the first part; kept while it is tried again, because parts behind it wait for it with theirs."""
+    begin: int = 0
+    at: int = 0
+    reach: int = 0
+    end: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def land(self, view: memoryview) -> None:
+        """Memory for the whole of the first part."""
+        with self._lock:
+            self.landing = Landing(view)
+            self.begin = self.at = self.reach = 0
+            self.end = self.parts[0].length
+
+    @property
+    def view(self) -> memoryview:
+        """Of the whole of the first part."""
+        if self.landing is None:
+            raise AssertionError("a part without its memory")
+        return self.landing.view
 
     @property
     def left(self) -> int:
-        """Bytes that are still to be received."""
-        return sum(p.length for p in self.parts) - self.filled
+        """Bytes that are still to be received. For the receiver alone."""
+        behind = sum(p.length for p in islice(self.parts, 1, None))
+        return behind + (self.end - self.at if self.landing else self.parts[0].length if self.parts else 0)
+
+    def ask(self, most: int) -> int:
+        """Bytes from `at` that are received next, up to `most`: from now on nobody takes them over. 0 at the end."""
+        with self._lock:
+            self.reach = min(self.end, self.at + most)
+            return self.reach - self.at
+
+    def forget(self) -> int:
+        """All that came of the first part comes again; returns how much that is."""
+        with self._lock:
+            came, self.at = self.at - self.begin, self.begin
+            return came
+
+    def divide(self, kept: float) -> Task | None:
+        """The rear of what is not being received yet, for another receiver, but for the share `kept`; None where there
+        is too little of it."""
+        with self._lock:
+            border = endgame.border(self.reach, self.end, kept)
+            if border is None or self.landing is None:
+                return None
+            self.landing.join()
+            rear = Task(self.job, deque(self.parts), self.landing, border, border, border, self.end)
+            self.end = border
+            return rear
 
 
 @dataclass(frozen=True, slots=True, eq=False)

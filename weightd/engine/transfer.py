@@ -24,8 +24,10 @@ from weightd.engine.tasks import Pending, Places, Task, order
 from weightd.engine.throttle import Throttle
 from weightd.kernel import step_back
 
-RAMP_S = 0.05
+RAMP_S = 0.01
 """How soon more receivers follow when an origin turns out to reward more requests."""
+IDLE_S = 0.02
+"""How soon a receiver without work sees that it may take over some of another's."""
 PAUSE_S = 0.1
 """How soon a transfer that pauses sees that it was stopped."""
 GRACE_S = 0.5
@@ -167,11 +169,23 @@ class Transfer:
             _forget(e)
             self._fail(e)
 
-    def next(self) -> Task | None:
-        """In order, each with its memory reserved: no part waits for memory that parts behind it hold."""
+    def next(self, *, warm: bool) -> Task | None:
+        """In order, each with its memory reserved: no part waits for memory that parts behind it hold. When all were
+        taken, some of what others have yet to receive."""
+        task = self._next()
+        while task is None and not self.stopping.is_set() and self.requests.divisible:
+            self._pause()
+            if (task := self.requests.take_over(warm=warm)) is None:
+                self.stopping.wait(IDLE_S)
+        return task
+
+    def _pause(self) -> None:
+        while self._going and not self._going.wait(PAUSE_S) and not self.stopping.is_set():
+            pass
+
+    def _next(self) -> Task | None:
         with self._taking:
-            while self._going and not self._going.wait(PAUSE_S) and not self.stopping.is_set():
-                pass
+            self._pause()
             while not self.stopping.is_set() and (task := next(self._tasks, None)) is not None:
                 self._width = task.job.width
                 with self._lock:

@@ -56,7 +56,7 @@ class Gate:
     def moved(self, count: int) -> None:
         """Bytes came from this origin."""
         with self._changed:
-            if self._pace.moved(count, time.monotonic()):
+            if self._pace.moved(count, time.monotonic(), self.running):
                 self._changed.notify_all()
 
     def throttled(self, retry_after: float) -> None:
