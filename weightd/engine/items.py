@@ -13,6 +13,7 @@ from weightd.engine.buffers import Buffers, SegmentBuffers
 from weightd.engine.catalog import Catalog
 from weightd.engine.checks import Promise
 from weightd.engine.flights import Flight
+from weightd.engine.heads import Write, checked
 from weightd.engine.held import Blob, Model
 from weightd.engine.jobs import FileJob
 from weightd.engine.tasks import Pending
@@ -143,7 +144,7 @@ class Item:
                 receiver=partial(sources.reader, self.file, buffers.shared(self.part_size)),
                 buffers=buffers,
                 ranges=self.file.by_parts,
-                write=self.ingest.write,
+                write=self._written(sources, self.ingest.write),
                 record=self.ingest.record if self.ingest.part_size else None,
                 held=self.ingest.held,
                 local=partial(LocalReader, self.ingest.read),
@@ -161,6 +162,14 @@ class Item:
             width=lambda: LOADERS,
         )
         return job
+
+    def _written(self, sources: Source, write: Write) -> Write:
+        file = self.file
+        if self.promise == Promise(None, None):
+            return checked(write, file.path, file.size, None)
+        # What comes as one stream is not asked for a second time.
+        again = partial(sources.reader, file)
+        return checked(write, file.path, file.size, again) if file.by_parts else write
 
     def discard(self) -> None:
         """Blocking: a segment that no blob took over goes, and an ingest that was not committed is kept to be

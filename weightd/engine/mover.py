@@ -16,7 +16,16 @@ from functools import partial
 
 import msgspec
 
-from weightd.core.errors import BudgetExceeded, Corruption, DiskFull, NotFound, ShmFull, SourceChanged, WeightdError
+from weightd.core.errors import (
+    BudgetExceeded,
+    Corruption,
+    DiskFull,
+    FormatError,
+    NotFound,
+    ShmFull,
+    SourceChanged,
+    WeightdError,
+)
 from weightd.core.lifecycle import Residency
 from weightd.engine.api import EventKind
 from weightd.engine.buffers import SlabBuffers
@@ -187,7 +196,7 @@ class Mover:
             raise DamagedBlob(item.held, error.message) from error
         if item is not None:
             # An answer that is too long, or none, says nothing of the parts that came before it.
-            item.refused = isinstance(error, SourceChanged)
+            item.refused = isinstance(error, (SourceChanged, FormatError))
         raise error
 
     async def _commit(self, item: Item, run: _Run) -> Blob:
