@@ -64,6 +64,10 @@ class ManifestError(InvalidArgument):
     """A list of files that cannot be served: hostile, duplicate or missing names, impossible sizes."""
 
 
+class SelectionAmbiguous(InvalidArgument):
+    """Several models are where one was asked for, and nothing says which; the message lists them."""
+
+
 class TensorUnsupported(InvalidArgument):
     """A sound tensor that numpy or torch, as installed, has no dtype or no shape for."""
 
