@@ -10,10 +10,12 @@ from typing import Literal
 
 import msgspec
 
+from weightd.core.credentials import Credential
 from weightd.core.errors import ConfigError
 from weightd.core.models import NamedModel
 from weightd.core.paths import default_socket
 from weightd.daemon.config_reader import SEE, Reader, between
+from weightd.daemon.sections.credentials import read_credentials
 from weightd.daemon.sections.fetch import FetchConfig, read_fetch
 from weightd.daemon.sections.http import HttpConfig, read_http
 from weightd.daemon.sections.models import read_models
@@ -60,6 +62,7 @@ class Config(msgspec.Struct, frozen=True):
     verify: VerifyConfig
     snapshots: SnapshotsConfig
     sources: SourcesConfig
+    credentials: tuple[Credential, ...]
     models: dict[str, NamedModel]
     file: Path | None = None
 
@@ -105,6 +108,7 @@ def load_config(file: Path | None, *, env: Mapping[str, str], uid: int, override
         verify=read_verify(reader),
         snapshots=read_snapshots(reader),
         sources=read_sources(reader),
+        credentials=read_credentials(reader, env),
         models=read_models(reader),
         file=file,
     )
