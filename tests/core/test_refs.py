@@ -50,7 +50,7 @@ def test_good_refs(text: str, scheme: str) -> None:
         "ftp://host/x",
         "javascript://x",
         "s3://bucket/x",
-        "hf://org/name",
+        "hf://datasets/org/name",
         "https://",
         "https:///path",
         "https://user@/path",

@@ -114,6 +114,9 @@ class Origin:
     def width(self, file: FileSpec) -> int:
         return 4
 
+    def distrust(self, file: FileSpec) -> bool:
+        return False
+
     async def close(self) -> None:
         self.closed = True
 

@@ -14,6 +14,7 @@ from weightd.core.verification import Verification
 CHECKED: Final = {
     Verification.SIZE: "size checked",
     Verification.CRC: "crc verified",
+    Verification.GIT: "git id verified",
     Verification.SHA256: "sha256 verified",
 }
 """Only what was compared with something given is called verified."""

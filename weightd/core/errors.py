@@ -94,6 +94,18 @@ class FileNotInModel(NotFound):
     """The model has no file of that name."""
 
 
+class RepoNotFound(NotFound):
+    """The Hub shows no such repository to who asks: it does not exist, or is private, or was deleted."""
+
+
+class RevisionNotFound(NotFound):
+    """The repository has no such branch, tag or commit."""
+
+
+class NotInCache(NotFound):
+    """The network may not be used, and the Hugging Face cache of this host does not have it."""
+
+
 class AccessDenied(WeightdError):
     """Somebody refused: the caller lacks a right."""
 
@@ -106,6 +118,18 @@ class SourceDenied(AccessDenied):
 
 class RefNotAllowed(AccessDenied):
     """A ref that the daemon's configuration does not allow."""
+
+
+class RepoGated(AccessDenied):
+    """The repository's conditions have to be accepted first, by the user whose token is used."""
+
+
+class RepoDisabled(AccessDenied):
+    """The Hub gives nobody access to the repository."""
+
+
+class TokenRefused(AccessDenied):
+    """The Hub takes the token for none of its own: it is expired, revoked, or of another Hub."""
 
 
 class SocketDenied(AccessDenied):
@@ -136,6 +160,10 @@ class LeaseEnded(Precondition):
 
 class DependencyMissing(Precondition):
     """An optional package is needed for this and cannot be imported; the remedy names it."""
+
+
+class SourceUnsupported(Precondition):
+    """The origin gives the file only in a way that this version does not know."""
 
 
 class SourceChanged(WeightdError):
@@ -205,6 +233,10 @@ class DigestMismatch(Corruption):
 
 class CrcMismatch(Corruption):
     """The whole file's CRC is not the one that its origin gave."""
+
+
+class GitIdMismatch(Corruption):
+    """The whole file is not the git blob that its origin listed."""
 
 
 class SizeMismatch(Corruption):

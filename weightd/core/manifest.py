@@ -27,7 +27,7 @@ class FileSpec(msgspec.Struct, frozen=True, omit_defaults=True):
 
     `url` may hold credentials: it never leaves the daemon (see `weightd.core.refs.redact`). `ranges` says that the
     source answered a ranged request with 206. `digest` is the expected one where somebody gave it, the user or the
-    source; `crc` is that of the whole file where the source gave one.
+    source; `crc` is that of the whole file where the source gave one, `git_id` that of its git blob (40 hex digits).
     """
 
     path: str
@@ -37,11 +37,17 @@ class FileSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     validator: Validator = Validator()
     ranges: bool = True
     crc: Crc | None = None
+    git_id: str = ""
 
     @property
     def crc_algorithm(self) -> CrcAlgorithm | None:
         """Which CRC is to be computed of its bytes: none where the digest is known."""
         return self.crc.algorithm if self.crc is not None and self.digest is None else None
+
+    @property
+    def by_git_id(self) -> bool:
+        """Whether its git blob's id is to be computed: not where the digest is known."""
+        return self.git_id != "" and self.digest is None
 
     @property
     def by_parts(self) -> bool:
@@ -57,6 +63,8 @@ class FileSpec(msgspec.Struct, frozen=True, omit_defaults=True):
         """
         if self.digest is not None:
             return self.digest
+        if self.git_id:
+            return f"git:{self.git_id}:{self.size}"
         if not self.validator.etag and not self.validator.last_modified:
             return ""
         text = "\0".join((self.url, str(self.size), self.validator.etag, self.validator.last_modified))

@@ -7,14 +7,16 @@ import re
 from typing import NamedTuple
 from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
 
-from weightd.core.errors import RefSyntax
+from weightd.core.errors import RefSyntax, WeightdError
+from weightd.core.hub_ref import parse_hub
 
-READABLE = ("https", "http", "file")
+READABLE = ("https", "http", "file", "hf")
 """Schemes that this version reads."""
-PLANNED = ("s3", "hf")
+PLANNED = ("s3",)
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(?:/[A-Za-z0-9][A-Za-z0-9._-]*){0,3}")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_HUB_SECRET = re.compile(r"(?<=hf://)[^/@]*:[^/@]*(?=@)|hf_\w{16,}", re.IGNORECASE)
 
 
 class Ref(NamedTuple):
@@ -46,14 +48,15 @@ def parse_ref(text: str) -> Ref:
             return Ref("name", text)
         raise RefSyntax(
             f"not a ref: {text.rpartition('@')[2][:200]!r}",
-            remedy="Use https://host/path, http://host/path, file:///path or the name of a configured model.",
+            remedy="Use https://host/path, http://host/path, hf://org/name, file:///path or the name of a configured "
+            "model.",
         )
     scheme = match[1].lower()
     if scheme in PLANNED:
         raise RefSyntax(
             f"{scheme}:// refs are not read by this version",
             ref=redact(text),
-            remedy="Use https://, http:// or file://, or an HTTPS address of the same object.",
+            remedy="Use https://, http://, hf:// or file://, or an HTTPS address of the same object.",
         )
     if scheme not in READABLE:
         raise RefSyntax(f"unknown scheme {scheme!r}", ref=redact(text), remedy=f"Schemes are {', '.join(READABLE)}.")
@@ -66,6 +69,12 @@ def _check_url(scheme: str, text: str) -> None:
         raise RefSyntax(
             "a ref may not hold spaces or control characters", ref=redact(text), remedy="Write them as %20."
         )
+    if scheme == "hf":
+        try:
+            parse_hub(text)
+        except WeightdError as e:
+            raise e.about(ref=redact(text)) from None
+        return
     url = _split(text)
     if scheme == "file":
         path = unquote(url.path)
@@ -96,7 +105,12 @@ def _split(text: str) -> SplitResult:
 
 
 def redact(url: str) -> str:
-    """A URL for people: user, password and query values removed. Never raises."""
+    """A URL for people: user, password and query values removed. Never raises.
+
+    In hf:// refs "@" is followed by the revision and "?" by patterns, which are shown; what may be a token is not.
+    """
+    if _SCHEME.match(url) and url[:5].lower() == "hf://":
+        return _HUB_SECRET.sub("…", url)
     try:
         parts = urlsplit(url)
         _ = parts.port  # Raises for "user:pass/word@host", where what stands as the host is none.

@@ -202,12 +202,17 @@ def _check_one_gguf(weights: Sequence[Listed]) -> None:
 
 
 def _indexes_some(path: str, taken: Collection[str]) -> bool:
-    """Whether a file may stay that is no weights: an index of weights that are left out leads nowhere."""
+    """Whether a file may stay that is no weights: an index of weights that are left out leads nowhere. One whose names
+    are not those of its shards stays."""
     index = _INDEX.fullmatch(path)
     if index is None:
         return True
-    start, format = index["stem"], index["format"]
-    return any(t.startswith(start) and format_of(t) == format for t in taken)
+    stem, format = index["stem"], index["format"]
+    of_format = {t for t in taken if format_of(t) == format}
+    mine = {t for t in of_format if t.startswith(stem)}
+    if taken and not of_format:
+        return False
+    return bool(mine - {f"{stem}.{format}"}) or not (mine or "consolidated" in stem)
 
 
 def _folder(path: str) -> str:

@@ -17,12 +17,14 @@ from weightd.core.paths import default_socket
 from weightd.daemon.config_reader import SEE, Reader, between
 from weightd.daemon.sections.credentials import read_credentials
 from weightd.daemon.sections.fetch import FetchConfig, read_fetch
+from weightd.daemon.sections.hf import read_hf
 from weightd.daemon.sections.http import HttpConfig, read_http
 from weightd.daemon.sections.models import read_models
 from weightd.daemon.sections.snapshots import SnapshotsConfig, read_snapshots
 from weightd.daemon.sections.sources import SourcesConfig, read_sources
 from weightd.daemon.sections.verify import VerifyConfig, read_verify
 from weightd.daemon.sizes import BudgetSpec, parse_budget
+from weightd.sources.hub_access import HubOptions
 
 
 class DaemonSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -59,6 +61,7 @@ class Config(msgspec.Struct, frozen=True):
     nvme_budget: BudgetSpec
     fetch: FetchConfig
     http: HttpConfig
+    hf: HubOptions
     verify: VerifyConfig
     snapshots: SnapshotsConfig
     sources: SourcesConfig
@@ -105,6 +108,7 @@ def load_config(file: Path | None, *, env: Mapping[str, str], uid: int, override
         nvme_budget=_budget(reader, "nvme", overrides.nvme_budget),
         fetch=read_fetch(reader),
         http=read_http(reader),
+        hf=read_hf(reader),
         verify=read_verify(reader),
         snapshots=read_snapshots(reader),
         sources=read_sources(reader),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from weightd.daemon.config import Config
 from weightd.engine.patrol import PatrolOptions
 from weightd.engine.throttle import Throttle
@@ -20,7 +22,8 @@ def make_sources(config: Config) -> Sources:
         ca_file=str(config.http.ca_file or ""),
         proxies=environment_proxies(config.http.proxy, config.http.no_proxy),
     )
-    return Sources(SourceOptions(http=http, processes=config.fetch.processes, models=config.models))
+    hub = msgspec.structs.replace(config.hf, credentials=config.credentials)
+    return Sources(SourceOptions(http=http, processes=config.fetch.processes, models=config.models, hub=hub))
 
 
 def transfer_options(config: Config) -> TransferOptions:

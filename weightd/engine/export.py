@@ -20,7 +20,7 @@ from weightd.core.progress import Phase, Progress
 from weightd.core.refs import parse_ref
 from weightd.core.verification import Verification
 from weightd.engine.buffers import SlabBuffers
-from weightd.engine.checks import Found, Promise, check_format, check_whole, verified
+from weightd.engine.checks import Found, check_format, check_whole, promise_of, verified
 from weightd.engine.items import LocalReader
 from weightd.engine.jobs import FileJob
 from weightd.engine.mend import Mender
@@ -103,7 +103,7 @@ class _Plan:
             return job
 
         def received(job: FileJob) -> None:
-            _verify(by_job.pop(job), self.options, transfer.stopping)
+            _verify(by_job.pop(job), self.sources, self.options, transfer.stopping)
             transfer.closed()
 
         pending = [
@@ -130,6 +130,7 @@ class _Plan:
             held=ingest.held,
             local=partial(LocalReader, ingest.read),
             crc=e.file.crc_algorithm,
+            git=e.file.by_git_id,
         )
         return job
 
@@ -150,13 +151,14 @@ class _Plan:
         return self.directory.close(keep=not isinstance(error, Corruption))
 
 
-def _verify(export: _Export, options: TransferOptions, stopping: threading.Event) -> None:
+def _verify(export: _Export, sources: Source, options: TransferOptions, stopping: threading.Event) -> None:
     """In a thread of the transfer, which its error stops."""
     job, ingest = export.job, export.ingest
     if job is None or ingest is None:
         raise AssertionError("a file that was not received")
-    promise, found = Promise(export.file.digest, export.file.crc), job.found()
+    promise, found = promise_of(export.file, export.file.digest), job.found()
     if not promise.kept_by(found) and export.file.by_parts:
+        sources.distrust(export.file)
         mended = Mender(job, ingest.read, None, options=options, stopping=stopping).run(promise)
         if mended is not None:
             export.repaired, found = mended

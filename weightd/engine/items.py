@@ -11,7 +11,7 @@ from weightd.core.digest import Digest
 from weightd.core.manifest import FileSpec
 from weightd.engine.buffers import Buffers, SegmentBuffers
 from weightd.engine.catalog import Catalog
-from weightd.engine.checks import Promise
+from weightd.engine.checks import Promise, promise_of
 from weightd.engine.flights import Flight
 from weightd.engine.heads import Write, checked
 from weightd.engine.held import Blob, Model
@@ -66,7 +66,7 @@ class Item:
 
     @property
     def promise(self) -> Promise:
-        return Promise(self.expected, self.file.crc)
+        return promise_of(self.file, self.expected)
 
     @property
     def done(self) -> int:
@@ -149,6 +149,7 @@ class Item:
                 held=self.ingest.held,
                 local=partial(LocalReader, self.ingest.read),
                 crc=self.file.crc_algorithm,
+                git=self.file.by_git_id,
             )
             return job
         record = self.held.record

@@ -27,8 +27,8 @@ class FileJob:
     durable, and with them that they are whole. `expected` are the recorded checksums of a blob that is loaded: each
     part is compared, and SHA-256 is not computed again. `held` are parts by index that `local` reads: they are not
     asked for at the origin if they have these checksums; `in_place` says that they are where `write` would put them.
-    `crc` is to be computed of the whole file. Counters are written by the transfer's threads, and may be read by
-    anyone.
+    `crc` is to be computed of the whole file, `git` says that the id of its git blob is. Counters are written by the
+    transfer's threads, and may be read by anyone.
     """
 
     def __init__(
@@ -49,6 +49,7 @@ class FileJob:
         width: Callable[[], int] = lambda: FIRST,
         in_place: bool = True,
         crc: CrcAlgorithm | None = None,
+        git: bool = False,
     ) -> None:
         self.path, self.size, self.part_size = path, size, part_size
         self.parts = plan_parts(size, part_size)
@@ -63,7 +64,7 @@ class FileJob:
         self.proven = 0
         """Bytes that were not asked for at the origin, because they were held and whole."""
         self._noted: dict[int, bytes] = {}
-        self.frontier = Frontier(expected is None)
+        self.frontier = Frontier(expected is None, git_blob(size) if git else None)
         self._lock = threading.Lock()
         self._steps = len(self.parts) * (2 if write else 1)
 
@@ -104,14 +105,21 @@ class FileJob:
             self._crcs[part.index] = crc_of(self.crc, view)
 
     def found(self) -> Found:
-        """The digest, and the CRC that is wanted. Blocking: 15 µs for each part."""
+        """The digest, and the CRC and the git id that are wanted. Blocking: 15 µs for each part."""
+        git = self.frontier.git
+        found = Found(self.digest, git_id=git.hexdigest() if git is not None else "")
         if self.crc is None:
-            return Found(self.digest)
+            return found
         lengths = (p.length for p in self.parts)
-        return Found(self.digest, combine_parts(self.crc, zip(self._crcs, lengths, strict=True)))
+        return found._replace(crc=combine_parts(self.crc, zip(self._crcs, lengths, strict=True)))
 
     def __repr__(self) -> str:
         return f"<FileJob {self.path} {self.done}/{self.size}>"
+
+
+def git_blob(size: int) -> hashlib._Hash:
+    """What the bytes of a file of so many are to follow, for the id of its git blob."""
+    return hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
 
 
 class Received:
@@ -134,10 +142,11 @@ class Received:
 
 
 class Frontier:
-    """SHA-256 along the contiguous front of a file whose parts arrive in any order."""
+    """SHA-256, and what `git` is to become, along the contiguous front of a file whose parts arrive in any order."""
 
-    def __init__(self, hashing: bool) -> None:
+    def __init__(self, hashing: bool, git: hashlib._Hash | None = None) -> None:
         self.sha = hashlib.sha256()
+        self.git = git
         self._hashing = hashing
         self._waiting: dict[int, Received] = {}
         self._next = 0
@@ -158,6 +167,8 @@ class Frontier:
             try:
                 if self._hashing:
                     self.sha.update(received.view)
+                    if self.git is not None:
+                        self.git.update(received.view)
             except BaseException:
                 # Nobody else has it any more, and its memory is about to go.
                 received.release()

@@ -24,7 +24,7 @@ from weightd.core.errors import Corruption, SourceUnavailable
 from weightd.core.parts import Part
 from weightd.engine.checks import Found, Promise
 from weightd.engine.crcs import crc_of
-from weightd.engine.jobs import FileJob
+from weightd.engine.jobs import FileJob, git_blob
 from weightd.engine.transfer import Stopped, TransferOptions
 from weightd.kernel import step_back
 from weightd.sources.protocols import Reader
@@ -161,14 +161,18 @@ class Mender:
     def _found(self) -> Found:
         """As it is on disk."""
         sha, crc, crcs = hashlib.sha256(), self._job.crc, list[tuple[int, int]]()
+        git = git_blob(self._job.size) if self._job.frontier.git is not None else None
         for part in self._job.parts:
             self._check_stop()
             with _memory(part.length) as view:
                 self._read(part.offset, view)
                 sha.update(view)
+                if git is not None:
+                    git.update(view)
                 if crc is not None:
                     crcs.append((crc_of(crc, view), part.length))
-        return Found(digest_of(sha.digest()), None if crc is None else combine_parts(crc, crcs))
+        whole = None if crc is None else combine_parts(crc, crcs)
+        return Found(digest_of(sha.digest()), whole, "" if git is None else git.hexdigest())
 
     def _check_stop(self) -> None:
         if self._stopping.is_set():

@@ -219,6 +219,7 @@ class Mover:
         """What the file is now, if that is what it should be."""
         if item.job is None or item.ingest is None or not item.file.by_parts:
             return None
+        self.sources.distrust(item.file)
         view = item.segment.view if item.segment else None
         mender = Mender(item.job, item.ingest.read, view, options=self.options, stopping=run.stopping)
         mended = await in_own_thread(partial(mender.run, item.promise), run.stopping.set, "weightd-mend")

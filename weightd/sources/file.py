@@ -51,14 +51,14 @@ class FileSource:
             return await _directory(_Folder(path))
         if ref.text.endswith("/"):
             raise SourceNotFound(f"{path} is a file, not a directory", remedy="Drop the '/' at the end.")
-        file = await asyncio.to_thread(_pin, path, path.name)
+        file = await asyncio.to_thread(pinned, path, path.name)
         if urls.shape(ref.text) is urls.Shape.INDEX:
             return await repo.of_index(_Folder(path.parent), file)
         return [file]
 
     async def stat(self, ref: Ref, path: str, url: str, *, size: int | None, digest: Digest | None) -> FileSpec:
         try:
-            return await asyncio.to_thread(_pin, path_of(url), path, size, digest)
+            return await asyncio.to_thread(pinned, path_of(url), path, size, digest)
         except WeightdError as e:
             raise e.about(ref=ref.shown, file=path) from None
 
@@ -67,6 +67,9 @@ class FileSource:
 
     def width(self, file: FileSpec) -> int:
         return WIDTH
+
+    def distrust(self, file: FileSpec) -> bool:
+        return False
 
     async def close(self) -> None:
         pass
@@ -172,7 +175,7 @@ async def _directory(folder: _Folder) -> list[FileSpec]:
     known = {f.path: f for f in found}
 
     async def listed(name: str) -> FileSpec:
-        return await asyncio.to_thread(_pin, folder.path / name, check_path(name))
+        return await asyncio.to_thread(pinned, folder.path / name, check_path(name))
 
     known |= {f.path: f for f in await repo.bounded(listed, [n for n in names if n not in known])}
     if not any(path.endswith(repo.WEIGHTS) for path in known):
@@ -189,7 +192,8 @@ def _listed(path: Path) -> list[str]:
         raise _translated(e, path, "") from None
 
 
-def _pin(path: Path, name: str, size: int | None = None, digest: Digest | None = None) -> FileSpec:
+def pinned(path: Path, name: str, size: int | None = None, digest: Digest | None = None) -> FileSpec:
+    """The file at an absolute path, as it is now. Blocking."""
     found = _stat(path, name)
     _check_regular(found, path, name)
     repo.check_size(found.st_size, size, str(path), name)
@@ -202,7 +206,7 @@ def _find(path: Path, name: str, optional: bool) -> FileSpec | None:
         found = _stat(path, name)
     except SourceNotFound:
         return None
-    return None if optional and not st.S_ISREG(found.st_mode) else _pin(path, name)
+    return None if optional and not st.S_ISREG(found.st_mode) else pinned(path, name)
 
 
 def _stat(path: Path, name: str) -> os.stat_result:

@@ -133,6 +133,9 @@ class HttpSource:
     def width(self, file: FileSpec) -> int:
         return self._receiving.width(file)
 
+    def distrust(self, file: FileSpec) -> bool:
+        return False
+
     async def close(self) -> None:
         session, self._session = self._session, None
         if session is not None:

@@ -74,6 +74,9 @@ class MemorySource:
     def width(self, file: FileSpec) -> int:
         return WIDTH
 
+    def distrust(self, file: FileSpec) -> bool:
+        return False
+
     async def close(self) -> None:
         pass
 

@@ -81,6 +81,11 @@ class Source(Protocol):
         changes as more of them bring more, or are refused. Any thread; does not block."""
         ...
 
+    def distrust(self, file: FileSpec) -> bool:
+        """All bytes of it came, and they are wrong. True where they came from a copy of what its origin has: readers
+        made from now on ask the origin. Any thread; does not block."""
+        ...
+
     async def close(self) -> None:
         """Idempotent."""
         ...

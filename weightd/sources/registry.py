@@ -14,6 +14,8 @@ from weightd.core.refs import Ref, redact
 from weightd.sources.connection import HttpOptions
 from weightd.sources.file import FileSource
 from weightd.sources.http import HttpSource
+from weightd.sources.hub import HubSource
+from weightd.sources.hub_access import HubOptions
 from weightd.sources.named import resolve_named
 from weightd.sources.protocols import Reader, Shared, Source
 from weightd.sources.receiving import Receiving
@@ -24,6 +26,7 @@ class SourceOptions(msgspec.Struct, frozen=True):
 
     http: HttpOptions = HttpOptions()
     processes: int = 0
+    hub: HubOptions = HubOptions()
     models: Mapping[str, NamedModel] = {}
 
 
@@ -34,7 +37,8 @@ class Sources:
         self._options = options or SourceOptions()
         self._receiving = Receiving(self._options.http, self._options.processes)
         http = HttpSource(receiving=self._receiving)
-        known: dict[str, Source] = {"http": http, "https": http, "file": FileSource()}
+        hub = HubSource(self._receiving, self._options.hub)
+        known: dict[str, Source] = {"http": http, "https": http, "file": FileSource(), "hf": hub}
         self._by_scheme = known | dict(others or {})
         self._owned = [http, *self._by_scheme.values()]
 
@@ -51,6 +55,9 @@ class Sources:
 
     def width(self, file: FileSpec) -> int:
         return self._of(file.url).width(file)
+
+    def distrust(self, file: FileSpec) -> bool:
+        return self._of(file.url).distrust(file)
 
     async def close(self) -> None:
         for source in self._owned:

@@ -187,7 +187,7 @@ class State:
                     "INSERT OR REPLACE INTO blobs (digest, size, verification, part_size, checksums, last_verified)"
                     " VALUES (?, ?, ?, ?, ?, ?)",
                     (
-                        *(blob.digest, blob.size, int(blob.verification), blob.part_size, blob.checksums),
+                        *(blob.digest, blob.size, blob.verification.value, blob.part_size, blob.checksums),
                         blob.last_verified,
                     ),
                 )

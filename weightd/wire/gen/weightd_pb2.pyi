@@ -13,6 +13,7 @@ class Verification(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     VERIFICATION_SIZE: _ClassVar[Verification]
     VERIFICATION_CRC: _ClassVar[Verification]
     VERIFICATION_SHA256: _ClassVar[Verification]
+    VERIFICATION_GIT: _ClassVar[Verification]
 
 class Tier(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -47,6 +48,7 @@ VERIFICATION_UNSPECIFIED: Verification
 VERIFICATION_SIZE: Verification
 VERIFICATION_CRC: Verification
 VERIFICATION_SHA256: Verification
+VERIFICATION_GIT: Verification
 TIER_UNSPECIFIED: Tier
 TIER_SHM: Tier
 TIER_NVME: Tier

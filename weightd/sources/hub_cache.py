@@ -1,0 +1,108 @@
+"""The Hugging Face cache of this host: files that need not come over the network, and all there is without one.
+
+Its layout is huggingface_hub's (file_download.py): `models--org--name/{refs/<revision>, snapshots/<commit>/<path>,
+blobs/<etag>}`, where a snapshot's files are links to blobs, whose names are SHA-256 or git ids. It trusts names; what
+is read here is compared with them. Every call blocks.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from weightd.core.digest import hex_of, parse_digest
+from weightd.core.errors import DigestSyntax, NotInCache, WeightdError
+from weightd.core.hub_ref import HubRef, is_commit
+from weightd.core.manifest import check_path
+from weightd.sources.hub_api import Commit, HubFile
+
+_GIT_ID = re.compile(r"[0-9a-f]{40}", re.ASCII)
+ALLOW = "Allow the network: unset HF_HUB_OFFLINE, or set hf.offline = false."
+_REMEDY = f"Fetch it once with the network (hf download). {ALLOW}"
+
+
+class HubCache:
+    """Below `root`, which need not be there."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.absolute()
+
+    def find(self, commit: Commit, file: HubFile) -> Path | None:
+        """Where a file of a commit is, as far as its name and size tell."""
+        repo = self._of(commit.repo)
+        name = hex_of(file.digest) if file.digest is not None else file.git_id
+        places = [repo / "blobs" / name] if name else []
+        for path in (*places, repo / "snapshots" / commit.sha / file.path):
+            try:
+                found = path.stat()
+            except (OSError, ValueError):
+                continue
+            if stat.S_ISREG(found.st_mode) and found.st_size == file.size and os.access(path, os.R_OK):
+                return path
+        return None
+
+    def commit(self, ref: HubRef) -> Commit:
+        """What the revision was when it was last asked for. Raises NotInCache."""
+        repo = self._of(ref.repo)
+        if not (repo / "snapshots").is_dir():
+            raise NotInCache(f"{ref.repo} is not in the Hugging Face cache {self.root}", remedy=_REMEDY)
+        sha = ref.revision if ref.pinned else self._told(repo, ref.revision)
+        if not is_commit(sha) or not (repo / "snapshots" / sha).is_dir():
+            near = difflib.get_close_matches(ref.revision, self._revisions(repo), n=3, cutoff=0.5)
+            others = f" It has {', '.join(near)}." if near else ""
+            raise NotInCache(
+                f"{ref.repo} at {ref.revision!r} is not in the Hugging Face cache {self.root}", remedy=_REMEDY + others
+            )
+        return Commit(ref.repo, sha)
+
+    def files(self, commit: Commit) -> list[HubFile]:
+        """What is there of a commit, which may be less than all of it. Raises ManifestError, NotInCache."""
+        root = self._of(commit.repo) / "snapshots" / commit.sha
+        try:
+            return [self._file(root, path) for path in _walked(root)]
+        except OSError as e:
+            raise NotInCache(f"{root} cannot be read: {e.strerror}", remedy="Check its rights.") from None
+
+    def _file(self, root: Path, path: str) -> HubFile:
+        check_path(path)
+        size = (root / path).stat().st_size
+        name = (root / path).resolve().name
+        if (root / path).is_symlink():
+            if _GIT_ID.fullmatch(name):
+                return HubFile(path, size, git_id=name)
+            try:
+                return HubFile(path, size, parse_digest(name))
+            except DigestSyntax:
+                pass
+        return HubFile(path, size)
+
+    def _told(self, repo: Path, revision: str) -> str:
+        """What stands for a branch or tag; a short commit stands for the one that begins with it."""
+        try:
+            check_path(revision)
+            return (repo / "refs" / revision).read_text("ascii").strip()
+        except (OSError, ValueError, WeightdError):
+            pass
+        begins = [p.name for p in (repo / "snapshots").iterdir() if p.name.startswith(revision)]
+        return begins[0] if len(begins) == 1 and len(revision) >= 7 else ""
+
+    @staticmethod
+    def _revisions(repo: Path) -> list[str]:
+        refs = repo / "refs"
+        return [str(p.relative_to(refs)) for p in refs.rglob("*") if p.is_file()] if refs.is_dir() else []
+
+    def _of(self, name: str) -> Path:
+        return self.root / "--".join(("models", *name.split("/")))
+
+
+def _walked(root: Path) -> Iterator[str]:
+    """Files below, links to directories not followed."""
+    for folder, _, names in os.walk(root):
+        for name in sorted(names):
+            path = Path(folder, name)
+            if path.is_file():
+                yield path.relative_to(root).as_posix()
