@@ -7,16 +7,18 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
 
 import pytest
 
-from tests.engine.rig import SECONDS, moving_threads, pattern, sha256
+from tests.engine.rig import REF, SECONDS, moving_threads, one, pattern, running, sha256
 from tests.engine.test_transfer import no_backoff, taking_over
 from tests.support.origin import Fault, Origin
 from weightd.core.errors import SourceChanged, SourceDenied, SourceUnavailable
 from weightd.core.manifest import FileSpec
 from weightd.core.parts import MIB
 from weightd.core.refs import parse_ref
+from weightd.engine.api import Tier
 from weightd.engine.buffers import SegmentBuffers, SlabBuffers
 from weightd.engine.jobs import FileJob
 from weightd.engine.tasks import Pending
@@ -138,26 +140,17 @@ async def test_the_rear_of_one_that_stalls(origin: Origin, processes: int, slabs
 
 @pytest.mark.parametrize("fault", [Fault(reset_after=1000), Fault(short=1000), Fault(hang_up=True), Fault(status=500)])
 async def test_who_takes_over_fails_and_tries_again(origin: Origin, fault: Fault) -> None:
-    for one in (Fault(), STALLED, Fault(), fault):
-        origin.fault("f.bin", one, times=1)
+    for scripted in (Fault(), STALLED, Fault(), fault):
+        origin.fault("f.bin", scripted, times=1)
     async with begun(origin) as run:
         run.go()
         run.check()
     assert len(ranges(origin)) > 4
 
 
-async def test_the_one_that_was_cut_fails(origin: Origin) -> None:
-    """After others took over most of it, its connection breaks; then again."""
-    for one in (Fault(), STALLED, Fault()):
-        origin.fault("f.bin", one, times=1)
-    async with begun(origin) as run:
-        run.go()
-        run.check()
-
-
 async def test_who_takes_over_is_refused(origin: Origin) -> None:
-    for one in (Fault(), STALLED, Fault()):
-        origin.fault("f.bin", one, times=1)
+    for fault in (Fault(), STALLED, Fault()):
+        origin.fault("f.bin", fault, times=1)
     origin.fault("f.bin", Fault(status=403))
     async with begun(origin, silence=60) as run:
         run.go()
@@ -166,8 +159,8 @@ async def test_who_takes_over_is_refused(origin: Origin) -> None:
 
 
 async def test_the_source_changes_before_it_is_taken_over(origin: Origin) -> None:
-    for one in (Fault(), STALLED):
-        origin.fault("f.bin", one, times=1)
+    for fault in (Fault(), STALLED):
+        origin.fault("f.bin", fault, times=1)
     async with begun(origin, silence=60) as run:
         run.go(lambda: (origin.wait_for(3), origin.put("f.bin", pattern(SIZE, "another"))))
     assert isinstance(run.error, SourceChanged)
@@ -177,8 +170,8 @@ async def test_the_source_changes_before_it_is_taken_over(origin: Origin) -> Non
 @pytest.mark.parametrize("processes", [0, 1])
 async def test_all_are_aborted(origin: Origin, processes: int) -> None:
     """One stalls, and who took over from it too."""
-    for one in (Fault(), STALLED, Fault()):
-        origin.fault("f.bin", one, times=1)
+    for fault in (Fault(), STALLED, Fault()):
+        origin.fault("f.bin", fault, times=1)
     origin.fault("f.bin", STALLED)
     async with begun(origin, processes, silence=60) as run:
         run.go(lambda: (origin.wait_for(4), run.transfer.stop()))
@@ -192,3 +185,29 @@ async def test_it_gives_up_when_nobody_gets_anything(origin: Origin) -> None:
     async with begun(origin, silence=0.2) as run:
         run.go()
     assert isinstance(run.error, SourceUnavailable)
+
+
+@pytest.mark.parametrize("tier", list(Tier))
+async def test_damage_is_mended_where_parts_were_shared(tmp_path: Path, tier: Tier) -> None:
+    lied = threading.Event()
+    source = one(DATA, digest=sha256(DATA))
+
+    def lie_once(path: str, offset: int, length: int) -> None:
+        wrong = bytearray(DATA)
+        if offset >= SIZE // 2 and not lied.is_set():
+            lied.set()
+            wrong[offset] ^= 1
+        source.models[REF][path].data = bytes(wrong)
+
+    source.on_start = lie_once
+    async with running(tmp_path, source, receivers=1) as rig:
+        assert rig.content(await rig.fetch(tier=tier)) == {"model.bin": DATA}
+        await rig.check_idle(blobs=1, segments=int(tier is Tier.SHM))
+    assert lied.is_set()
+
+
+@pytest.mark.parametrize("tier", list(Tier))
+async def test_many_receivers_of_an_engine(tmp_path: Path, tier: Tier) -> None:
+    async with running(tmp_path, one(DATA, digest=sha256(DATA)), part_size=MIB, receivers=4) as rig:
+        assert rig.content(await rig.fetch(tier=tier)) == {"model.bin": DATA}
+        await rig.check_idle(blobs=1, segments=int(tier is Tier.SHM))
