@@ -430,32 +430,68 @@ async def test_watchers_are_told(tmp_path: Path) -> None:
         await events.aclose()
 
 
-CRASHES = ["records", "directory", "first blob"]
+DYING = """
+import asyncio, os, sys
+from pathlib import Path
+from tests.engine.rig import Origin, running
+from tests.engine.test_snapshots import REF, fetch
+from weightd.storage.blobs import DirectoryBlobStore
+from weightd.storage.snapshots import ModelDirectories
+from weightd.storage.state import State
+
+owners = {"State": State, "Directories": ModelDirectories, "Store": DirectoryBlobStore}
+owner, (name, when) = owners[sys.argv[2]], sys.argv[3:5]
+real = getattr(owner, name)
+
+def dying(*args):
+    if when == "after":
+        real(*args)
+    os._exit(9)
+
+async def main():
+    async with running(Path(sys.argv[1]), Origin(), keep=0, owner=sys.argv[5]) as rig:
+        await fetch(rig, 1)
+        setattr(owner, name, dying)
+        await fetch(rig, 2)
+
+asyncio.run(main())
+"""
+MOMENTS = {
+    "before the switch of the link": ("Directories", "switch", "before", 1),
+    "after the switch of the link": ("Directories", "switch", "after", 1),
+    "before the record": ("State", "put_model", "before", 1),
+    "after the record": ("State", "put_model", "after", 2),
+    "before the records go": ("State", "drop_model", "before", 2),
+    "after the records went": ("State", "drop_model", "after", 2),
+    "before the directory goes": ("Directories", "remove", "before", 2),
+    "after the directory went": ("Directories", "remove", "after", 2),
+    "before a blob goes": ("Store", "delete", "before", 2),
+    "after a blob went": ("Store", "delete", "after", 2),
+}
 
 
-@pytest.mark.parametrize("after", CRASHES)
-async def test_what_a_crash_left_of_one_goes_at_the_next_start(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: str
-) -> None:
-    """What is done so far stays done; the process then does nothing more, as a dead one."""
-    async with running(tmp_path, Origin(), keep=1) as rig:
-        old = await fetch(rig, 1)
-        new = await fetch(rig, 2)
-        catalog = rig.engine._catalog
-        own = set(catalog.snapshots.old[REF][0].digests.values())
-        own -= {f.digest for f in new.files}
-    db = State(tmp_path / "state.db")
-    db.open()
-    db.drop_model(REF, old.revision, own)
-    db.close()
-    if after != "records":
-        catalog._directories.remove(Path(old.directory).parent.name, old.revision)
-    if after == "first blob":
-        rig.blobs.delete(min(own))
-    async with running(tmp_path, Origin(), keep=1) as rig:
-        assert revisions(rig) == [(new.revision, True)]
-        assert rig.content(new) == version(2)
-        assert gone(old)
+@pytest.mark.parametrize("moment", MOMENTS)
+async def test_a_process_dies_while_a_ref_moves(tmp_path: Path, moment: str) -> None:
+    """The next start has one current snapshot, whole, what policy keeps, and nothing else."""
+    owner, name, when, current = MOMENTS[moment]
+    segments = f"t{os.getpid()}x{list(MOMENTS).index(moment)}"
+    dying = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", DYING, str(tmp_path), owner, name, when, segments), cwd=Path(__file__).parents[2]
+    )
+    assert await dying.wait() == 9
+    async with running(tmp_path, Origin({REF: served(2)}), keep=0, owner=segments) as rig:
+        await rig.engine._retirer.idle()
+        [model] = rig.engine.models()
+        assert rig.content(model) == version(current)
+        assert os.readlink(current_link(model)) == model.revision
+        assert {p.name for p in current_link(model).parent.iterdir()} == {"current", model.revision}
+        # What a fetch had brought by then, and had not published, is found by the next one.
+        committed = 6 if current == 1 else 4
+        await rig.check_idle(blobs=committed, segments=0)
+        await rig.fetch()
+        await rig.engine._retirer.idle()
+        assert rig.origin.starts == {}
+        assert rig.content(rig.engine.model(REF)) == version(2)
         await rig.check_idle(blobs=4, segments=0)
 
 

@@ -181,6 +181,7 @@ class Engine:
     async def acquire(self, ref: str) -> AsyncGenerator[Progress | ModelLease, None]:
         parsed = self._admit(ref)
         while True:
+            self._serving()
             held = self._catalog.models.get(parsed.text)
             if held is not None and held.in_shm and held.linked:
                 yield self._lease(held)
