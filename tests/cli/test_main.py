@@ -66,7 +66,7 @@ def test_wrong_usage_ends_with_2(cli: Cli, case: str) -> None:
         assert result.out == ""
 
 
-REFS = {"s3://bucket/x": 3, "ftp://h/x": 3, "not a ref": 3, "https://": 3}
+REFS = {"s3://b/x": 3, "ftp://h/x": 3, "not a ref": 3, "https://": 3}
 
 
 @pytest.mark.parametrize("ref", REFS)

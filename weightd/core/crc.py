@@ -77,6 +77,24 @@ def combine_parts(algorithm: CrcAlgorithm, parts: Iterable[tuple[int, int]]) -> 
     return whole
 
 
+def crc_of_bytes(algorithm: CrcAlgorithm, data: bytes) -> int:
+    """Slow, and needs nothing: for a few kilobytes. Files are the business of `weightd.engine.crcs`."""
+    table, value = _table(algorithm), (1 << algorithm.bits) - 1
+    for byte in data:
+        value = table[(value ^ byte) & 0xFF] ^ (value >> 8)
+    return value ^ ((1 << algorithm.bits) - 1)
+
+
+@lru_cache(maxsize=3)
+def _table(algorithm: CrcAlgorithm) -> tuple[int, ...]:
+    polynomial, table = _POLYNOMIALS[algorithm], []
+    for value in range(256):
+        for _ in range(8):
+            value = (value >> 1) ^ polynomial if value & 1 else value >> 1
+        table.append(value)
+    return tuple(table)
+
+
 def _multiply(algorithm: CrcAlgorithm, a: int, b: int) -> int:
     """a · b modulo the polynomial, both reflected."""
     polynomial = _POLYNOMIALS[algorithm]

@@ -68,6 +68,10 @@ class SelectionAmbiguous(InvalidArgument):
     """Several models are where one was asked for, and nothing says which; the message lists them."""
 
 
+class WrongRegion(InvalidArgument):
+    """The bucket is in another region than was asked, and the server does not say how to get there."""
+
+
 class TensorUnsupported(InvalidArgument):
     """A sound tensor that numpy or torch, as installed, has no dtype or no shape for."""
 
@@ -84,6 +88,10 @@ class ModelNotFound(NotFound):
 
 class SourceNotFound(NotFound):
     """The origin says that the file does not exist (404, 410, ENOENT)."""
+
+
+class BucketNotFound(NotFound):
+    """The object store has no bucket of that name."""
 
 
 class TensorNotFound(NotFound):
@@ -130,6 +138,22 @@ class RepoDisabled(AccessDenied):
 
 class TokenRefused(AccessDenied):
     """The Hub takes the token for none of its own: it is expired, revoked, or of another Hub."""
+
+
+class CredentialsMissing(AccessDenied):
+    """There are none for this source, or they cannot be read."""
+
+
+class CredentialsExpired(AccessDenied):
+    """They were good once, and could not be refreshed."""
+
+
+class CredentialsRejected(AccessDenied):
+    """The origin does not know them, or a signature made with them is not the one it expects."""
+
+
+class ClockSkew(AccessDenied):
+    """The origin refuses signatures because this host's clock is wrong."""
 
 
 class SocketDenied(AccessDenied):

@@ -9,10 +9,10 @@ from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
 
 from weightd.core.errors import RefSyntax, WeightdError
 from weightd.core.hub_ref import parse_hub
+from weightd.core.s3 import parse_s3
 
-READABLE = ("https", "http", "file", "hf")
+READABLE = ("https", "http", "s3", "hf", "file")
 """Schemes that this version reads."""
-PLANNED = ("s3",)
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(?:/[A-Za-z0-9][A-Za-z0-9._-]*){0,3}")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
@@ -48,16 +48,10 @@ def parse_ref(text: str) -> Ref:
             return Ref("name", text)
         raise RefSyntax(
             f"not a ref: {text.rpartition('@')[2][:200]!r}",
-            remedy="Use https://host/path, http://host/path, hf://org/name, file:///path or the name of a configured "
-            "model.",
+            remedy="Use https://host/path, s3://bucket/prefix/, hf://org/name, file:///path or the name of a "
+            "configured model.",
         )
     scheme = match[1].lower()
-    if scheme in PLANNED:
-        raise RefSyntax(
-            f"{scheme}:// refs are not read by this version",
-            ref=redact(text),
-            remedy="Use https://, http://, hf:// or file://, or an HTTPS address of the same object.",
-        )
     if scheme not in READABLE:
         raise RefSyntax(f"unknown scheme {scheme!r}", ref=redact(text), remedy=f"Schemes are {', '.join(READABLE)}.")
     _check_url(scheme, text)
@@ -74,6 +68,12 @@ def _check_url(scheme: str, text: str) -> None:
             parse_hub(text)
         except WeightdError as e:
             raise e.about(ref=redact(text)) from None
+        return
+    if scheme == "s3":
+        try:
+            parse_s3(text)
+        except RefSyntax as e:
+            raise e.about(ref="" if "@" in text else redact(text)) from None
         return
     url = _split(text)
     if scheme == "file":

@@ -20,11 +20,13 @@ from weightd.daemon.sections.fetch import FetchConfig, read_fetch
 from weightd.daemon.sections.hf import read_hf
 from weightd.daemon.sections.http import HttpConfig, read_http
 from weightd.daemon.sections.models import read_models
+from weightd.daemon.sections.s3 import read_s3
 from weightd.daemon.sections.snapshots import SnapshotsConfig, read_snapshots
 from weightd.daemon.sections.sources import SourcesConfig, read_sources
 from weightd.daemon.sections.verify import VerifyConfig, read_verify
 from weightd.daemon.sizes import BudgetSpec, parse_budget
 from weightd.sources.hub_access import HubOptions
+from weightd.sources.s3_settings import S3Options
 
 
 class DaemonSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -65,6 +67,7 @@ class Config(msgspec.Struct, frozen=True):
     verify: VerifyConfig
     snapshots: SnapshotsConfig
     sources: SourcesConfig
+    s3: S3Options
     credentials: tuple[Credential, ...]
     models: dict[str, NamedModel]
     file: Path | None = None
@@ -112,6 +115,7 @@ def load_config(file: Path | None, *, env: Mapping[str, str], uid: int, override
         verify=read_verify(reader),
         snapshots=read_snapshots(reader),
         sources=read_sources(reader),
+        s3=read_s3(reader),
         credentials=read_credentials(reader, env),
         models=read_models(reader),
         file=file,

@@ -22,8 +22,16 @@ def make_sources(config: Config) -> Sources:
         ca_file=str(config.http.ca_file or ""),
         proxies=environment_proxies(config.http.proxy, config.http.no_proxy),
     )
-    hub = msgspec.structs.replace(config.hf, credentials=config.credentials)
-    return Sources(SourceOptions(http=http, processes=config.fetch.processes, models=config.models, hub=hub))
+    return Sources(
+        SourceOptions(
+            http=http,
+            processes=config.fetch.processes,
+            models=config.models,
+            hub=msgspec.structs.replace(config.hf, credentials=config.credentials),
+            s3=config.s3,
+            credentials=config.credentials,
+        )
+    )
 
 
 def transfer_options(config: Config) -> TransferOptions:

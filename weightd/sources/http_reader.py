@@ -27,8 +27,8 @@ from weightd.sources.urls import REDIRECTS, Origin, Trail, target
 
 _SMALL_BODY = 64 << 10
 """A redirect's body of up to this many bytes is read, to keep its connection; a larger one is cut off."""
-_STALE = (401, 403, 404, 410)
-"""What a signed address answers when it has expired."""
+_STALE = (400, 401, 403, 404, 410)
+"""What a signed address answers when it has expired; S3 answers 400 when its session token has."""
 _ADDRESSES = 4
 """Tried for one answer, at most: one that was the newest when it was refused, a fresh one, and some that were renewed
 by others meanwhile."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import msgspec
 
+from weightd.core.credentials import Credential
 from weightd.core.digest import Digest
 from weightd.core.errors import RefSyntax
 from weightd.core.manifest import FileSpec, Manifest
@@ -19,6 +20,8 @@ from weightd.sources.hub_access import HubOptions
 from weightd.sources.named import resolve_named
 from weightd.sources.protocols import Reader, Shared, Source
 from weightd.sources.receiving import Receiving
+from weightd.sources.s3 import S3Source
+from weightd.sources.s3_settings import S3Options
 
 
 class SourceOptions(msgspec.Struct, frozen=True):
@@ -28,6 +31,8 @@ class SourceOptions(msgspec.Struct, frozen=True):
     processes: int = 0
     hub: HubOptions = HubOptions()
     models: Mapping[str, NamedModel] = {}
+    s3: S3Options = S3Options()
+    credentials: tuple[Credential, ...] = ()
 
 
 class Sources:
@@ -38,9 +43,10 @@ class Sources:
         self._receiving = Receiving(self._options.http, self._options.processes)
         http = HttpSource(receiving=self._receiving)
         hub = HubSource(self._receiving, self._options.hub)
-        known: dict[str, Source] = {"http": http, "https": http, "file": FileSource(), "hf": hub}
+        s3 = S3Source(self._receiving, self._options.s3, self._options.credentials)
+        known: dict[str, Source] = {"http": http, "https": http, "file": FileSource(), "hf": hub, "s3": s3}
         self._by_scheme = known | dict(others or {})
-        self._owned = [http, *self._by_scheme.values()]
+        self._owned: list[Source] = [http, s3, *self._by_scheme.values()]
 
     async def resolve(self, ref: Ref) -> Manifest:
         if ref.scheme == "name":

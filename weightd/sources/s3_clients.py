@@ -1,0 +1,80 @@
+"""The S3 clients that are in use: one for each setting, with credentials that may be replaced meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+from botocore.exceptions import BotoCoreError
+
+from weightd.core.credentials import Credential
+from weightd.core.s3 import S3Object
+from weightd.core.signed import good_until, renew_at
+from weightd.sources import s3_faults as faults
+from weightd.sources.receiving import Receiving
+from weightd.sources.routes import MOST, Minted
+from weightd.sources.s3_session import client_of, open_session
+from weightd.sources.s3_settings import S3Options, Secrets, Setting, setting_of
+from weightd.sources.s3_store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    secrets: Secrets
+    store: Store
+
+
+class Clients:
+    """On one loop. `close` closes all."""
+
+    def __init__(self, options: S3Options, rules: tuple[Credential, ...], receiving: Receiving) -> None:
+        self._options, self._rules, self._receiving = options, rules, receiving
+        self._made: dict[Setting, _Made] = {}
+        self._opened = AsyncExitStack()
+        self._making = asyncio.Lock()
+        self._minted: dict[str, float] = {}
+        """By file: until when its last address is good enough."""
+
+    async def of(self, at: S3Object) -> Store:
+        """Raises CredentialsMissing, ConfigError."""
+        setting = setting_of(self._options, self._rules, at.url)
+        secrets = Secrets.of(setting)
+        async with self._making:
+            made = self._made.get(setting)
+            if made is None or made.secrets != secrets:
+                # One that is replaced stays open, for who is asking it: keys change now and then.
+                made = self._made[setting] = _Made(secrets, await self._open(setting, secrets))
+            return made.store
+
+    async def _open(self, setting: Setting, secrets: Secrets) -> Store:
+        http = self._receiving.options
+        # Longer than all attempts of one question take, their pauses included.
+        limit = (http.connect_timeout + http.read_timeout) * http.attempts + 60.0
+        where = setting.options.endpoint or "AWS"
+        try:
+            session = open_session(setting, http)
+            client = await self._opened.enter_async_context(client_of(session, setting, secrets, http))
+            signs = not setting.options.anonymous and not secrets.id
+            credentials = await session.get_credentials() if signs else None
+        except (BotoCoreError, OSError, ValueError) as e:
+            raise faults.translated(e, where, where) from None
+        return Store(client, setting.options, credentials, self._receiving.pool.gates, limit)
+
+    async def address(self, at: S3Object, url: str) -> Minted:
+        """Where the file `url` is. Asked again before it had to be, the last address was of no use: then a byte is read
+        first, for the error that says why, if there is one."""
+        store = await self.of(at)
+        if time.time() < self._minted.pop(url, 0.0):
+            await store.check(at)
+        minted = await store.address(at)
+        if len(self._minted) >= MOST:
+            del self._minted[next(iter(self._minted))]
+        now = time.time()
+        end = min(minted.until, good_until(minted.address) or minted.until)
+        self._minted[url] = renew_at(end, now) - 1.0 if end < float("inf") else end
+        return minted
+
+    async def close(self) -> None:
+        await self._opened.aclose()
