@@ -69,7 +69,11 @@ class Process:
         with theirs, self._lock:
             self._numbers += 1
             number = self._numbers
-            self._control.send(NewChannel(number), theirs.fileno())
+            try:
+                self._control.send(NewChannel(number), theirs.fileno())
+            except OSError:
+                ours.close()
+                raise
             self.channels += 1
         return Line(self, number, ours)
 
