@@ -84,7 +84,10 @@ def test_a_receiver_process_that_is_killed_costs_its_parts_only(home: Path, orig
             os.kill(pid, 9)
         thread.join(PATIENCE)
         check(fetched[0], DATA)
-        assert len(origin.requests) == 1 + 25 + 4
+        # Some of what the four have yet to bring may have been taken over before.
+        assert 1 + 25 + 4 <= len(origin.requests) <= 1 + 25 + 4 + 4
+        asked = [r.headers["range"].removeprefix("bytes=").split("-") for r in origin.requests[1:]]
+        assert sum(int(last) + 1 - int(first) for first, last in asked) <= len(DATA) + 8 * (len(DATA) // 25 + 1)
 
 
 def test_they_end_with_a_daemon_that_is_killed_and_the_next_one_goes_on(home: Path, origin: Origin) -> None:
