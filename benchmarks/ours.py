@@ -173,10 +173,10 @@ def _receive(sources: Any, files: Any, options: Any, given: Order) -> dict[str, 
                 job := FileJob(
                     file.path,
                     file.size,
-                    part_size=options.part_size_of(file.size),
+                    part_size=options.part_size_of(file),
                     reader=partial(sources.reader, file),
                     width=partial(sources.width, file),
-                    receiver=partial(sources.reader, file, buffers.shared(options.part_size_of(file.size))),
+                    receiver=partial(sources.reader, file, buffers.shared(options.part_size_of(file))),
                     buffers=buffers,
                 )
             )

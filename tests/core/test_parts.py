@@ -58,3 +58,31 @@ def test_unaligned_part_sizes_are_refused(part_size: int) -> None:
 )
 def test_a_file_has_parts_enough_for_all_who_share_it(size: int, most: int, requests: int, part: int) -> None:
     assert fitting_part(size, most, requests) == part
+
+
+@pytest.mark.parametrize(
+    ("stored", "part"),
+    [
+        (0, 16 * MIB),
+        (16 * MIB, 16 * MIB),
+        (8 * MIB, 16 * MIB),
+        (5 * MIB, 15 * MIB),
+        (17 * MIB, 17 * MIB // 2),
+        (64 * MIB, 16 * MIB),
+        (100 * MIB, 100 * MIB // 8),
+        (5 << 30, 16 * MIB),
+        (5 * MIB + 1, 16 * MIB),
+        (16411 * ALIGN, 16 * MIB),
+        (-1, 16 * MIB),
+    ],
+)
+def test_parts_follow_the_pieces_that_a_source_keeps(stored: int, part: int) -> None:
+    assert fitting_part(1 << 40, 16 * MIB, 16, stored) == part
+
+
+@given(st.integers(1, 1 << 33), st.sampled_from([MIB, 4 * MIB, 16 * MIB]), st.integers(1, 64), st.integers(0, 1 << 33))
+def test_and_stay_parts(size: int, most: int, requests: int, stored: int) -> None:
+    part = fitting_part(size, most, requests, stored)
+    assert part % ALIGN == 0
+    assert 0 < part <= fitting_part(size, most, requests)
+    assert part == fitting_part(size, most, requests) or part % stored == 0 or stored % part == 0

@@ -395,7 +395,7 @@ class TestRegistry(SourceSuite):
 
 class TestS3(SourceSuite):
     @pytest.fixture
-    async def world(self, weed: Seaweed, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
+    async def world(self, weed: Seaweed, no_aws: None, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", ADMIN.id)
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", ADMIN.secret)
         world = S3World(weed, Sources(SourceOptions(s3=S3Options(endpoint=weed.endpoint))))

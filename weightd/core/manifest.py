@@ -28,6 +28,8 @@ class FileSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     `url` may hold credentials: it never leaves the daemon (see `weightd.core.refs.redact`). `ranges` says that the
     source answered a ranged request with 206. `digest` is the expected one where somebody gave it, the user or the
     source; `crc` is that of the whole file where the source gave one, `git_id` that of its git blob (40 hex digits).
+    `stored_part`: bytes of each piece, but the last, in which the source keeps it, which are read best as they are; 0
+    where that is not known.
     """
 
     path: str
@@ -38,6 +40,7 @@ class FileSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     ranges: bool = True
     crc: Crc | None = None
     git_id: str = ""
+    stored_part: int = 0
 
     @property
     def crc_algorithm(self) -> CrcAlgorithm | None:

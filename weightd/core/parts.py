@@ -27,11 +27,24 @@ class Part:
     length: int
 
 
-def fitting_part(size: int, most: int, requests: int) -> int:
+def fitting_part(size: int, most: int, requests: int, stored: int = 0) -> int:
     """Bytes of a part of a file of `size` that up to `requests` bring at a time: at most `most`, a multiple of ALIGN;
-    less for a file that would else have too few parts to share."""
+    less for a file that would else have too few parts to share. `stored`: how its origin keeps it in pieces, 0 where
+    nothing is known; where that can be, no part then lies across the end of a piece."""
     fair = -(-size // (ROUNDS * max(1, requests)))
-    return min(most, max(LEAST_PART, -(-fair // MIB) * MIB))
+    fitting = min(most, max(LEAST_PART, -(-fair // MIB) * MIB))
+    return _of_stored(fitting, stored) or fitting
+
+
+def _of_stored(most: int, stored: int) -> int:
+    """The largest multiple of `stored`, or part of it, that is at most `most`; 0 where none is aligned, or large
+    enough."""
+    if 0 < stored <= most:
+        return 0 if stored % ALIGN else most // stored * stored
+    for pieces in range(2, stored // LEAST_PART + 1):
+        if stored % (pieces * ALIGN) == 0 and stored // pieces <= most:
+            return stored // pieces
+    return 0
 
 
 def plan_parts(size: int, part_size: int = DEFAULT_PART) -> list[Part]:

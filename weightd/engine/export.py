@@ -93,7 +93,7 @@ class _Plan:
     def transfer(self) -> Transfer:
         """Each file is opened when its turn comes; its ingest stays on disk, without a descriptor, to the end."""
         size_of = self.options.part_size_of
-        largest = max((min(size_of(e.file.size), e.file.size) for e in self.exports), default=0)
+        largest = max((min(size_of(e.file), e.file.size) for e in self.exports), default=0)
         slabs = self.slabs = SlabBuffers(self.options.slabs, largest)
         by_job: dict[FileJob, _Export] = {}
 
@@ -107,13 +107,13 @@ class _Plan:
             transfer.closed()
 
         pending = [
-            Pending(-(-e.file.size // size_of(e.file.size)), e.file.by_parts, partial(opened, e)) for e in self.exports
+            Pending(-(-e.file.size // size_of(e.file)), e.file.by_parts, partial(opened, e)) for e in self.exports
         ]
         transfer = Transfer(pending, self.options, received)
         return transfer
 
     def _open(self, e: _Export, slabs: SlabBuffers) -> FileJob:
-        wanted = self.options.part_size_of(e.file.size)
+        wanted = self.options.part_size_of(e.file)
         ingest = e.ingest = self.directory.ingest(e.file.path, e.file.size, e.identities, wanted)
         part_size = ingest.part_size or wanted
         job = e.job = FileJob(

@@ -108,7 +108,7 @@ class Mover:
     async def _move(self, items: list[Item], run: _Run) -> None:
         slabs = None
         try:
-            sizes = [min(self.options.part_size_of(i.file.size), i.file.size) for i in items if not i.into_shm]
+            sizes = [min(self.options.part_size_of(i.file), i.file.size) for i in items if not i.into_shm]
             if sizes:
                 slabs = SlabBuffers(self.options.slabs, max(sizes))
             await self._transfer(items, slabs, run)
@@ -129,7 +129,7 @@ class Mover:
             asyncio.run_coroutine_threadsafe(self._dropped(), loop).result()
         while True:
             try:
-                item.allocate(self.catalog, self.options.part_size_of(item.file.size))
+                item.allocate(self.catalog, self.options.part_size_of(item.file))
             except DiskFull:
                 if not asyncio.run_coroutine_threadsafe(self.kept.drop_oldest(), loop).result():
                     raise
@@ -168,7 +168,7 @@ class Mover:
             commits.add(task)
             task.add_done_callback(commits.discard)
 
-        pending = [i.pending(self.options.part_size_of(i.file.size), partial(opened, i)) for i in items]
+        pending = [i.pending(self.options.part_size_of(i.file), partial(opened, i)) for i in items]
         transfer = Transfer(pending, self.options, received, run.going)
         try:
             await self._run_transfer(transfer, items)

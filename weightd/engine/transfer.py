@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from weightd.core.backoff import BASE_S
 from weightd.core.errors import Exhausted, Unavailable
+from weightd.core.manifest import FileSpec
 from weightd.core.parts import DEFAULT_PART, Part, fitting_part
 from weightd.engine.jobs import FIRST, FileJob, Received
 from weightd.engine.receiver import Receiver, Stopped
@@ -50,9 +51,9 @@ class TransferOptions:
     pause: float = BASE_S
     throttle: Throttle | None = None
 
-    def part_size_of(self, size: int) -> int:
-        """Bytes of the parts of a file of `size`, when it is begun."""
-        return fitting_part(size, self.part_size, self.receivers)
+    def part_size_of(self, file: FileSpec) -> int:
+        """Bytes of the parts of a file, when it is begun."""
+        return fitting_part(file.size, self.part_size, self.receivers, file.stored_part)
 
     @property
     def slabs(self) -> int:

@@ -174,7 +174,16 @@ class S3Source:
         crc = whole.crc
         if crc is None and whole.digest is None:
             crc = await self._combined(store, pinned, said, int(length))
-        return FileSpec(path, int(length), pinned.url, whole.digest, validator, True, None if whole.digest else crc)
+        crc = None if whole.digest else crc
+        piece = await self._stored_part(store, pinned, validator.etag, int(length))
+        return FileSpec(path, int(length), pinned.url, whole.digest, validator, True, crc, piece)
+
+    async def _stored_part(self, store: Store, at: S3Object, etag: str, size: int) -> int:
+        """Bytes of the pieces that it was uploaded in, 0 where it was not, or the server does not know."""
+        if s3.stored_parts(etag) < 2:
+            return 0
+        first = (await store.head(at, 1) or {}).get("content-length", "")
+        return int(first) if first.isdecimal() and int(first) < size else 0
 
     async def _combined(self, store: Store, at: S3Object, said: dict[str, str], size: int) -> Crc | None:
         """From the CRCs of the stored parts, where all that the server says is one of those."""

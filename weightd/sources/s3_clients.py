@@ -7,6 +7,7 @@ import time
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
+import msgspec
 from botocore.exceptions import BotoCoreError
 
 from weightd.core.credentials import Credential
@@ -38,8 +39,16 @@ class Clients:
         """By file: until when its last address is good enough."""
 
     async def of(self, at: S3Object) -> Store:
-        """Raises CredentialsMissing, ConfigError."""
+        """Of the region that the bucket is in, as far as that is known. Raises CredentialsMissing, ConfigError."""
         setting = setting_of(self._options, self._rules, at.url)
+        store = await self._of(setting)
+        region = store.region_of(at.bucket)
+        if not region:
+            return store
+        there = msgspec.structs.replace(setting.options, region=region)
+        return await self._of(msgspec.structs.replace(setting, options=there))
+
+    async def _of(self, setting: Setting) -> Store:
         secrets = Secrets.of(setting)
         async with self._making:
             made = self._made.get(setting)
@@ -68,6 +77,9 @@ class Clients:
         store = await self.of(at)
         if time.time() < self._minted.pop(url, 0.0):
             await store.check(at)
+        elif not store.reached(at.bucket):
+            await store.check(at)  # It may be led to another region, for which the address has to be signed.
+            store = await self.of(at)
         minted = await store.address(at)
         if len(self._minted) >= MOST:
             del self._minted[next(iter(self._minted))]

@@ -122,6 +122,8 @@ def _of_status(e: b.ClientError, code: str, status: int, text: str) -> WeightdEr
         )
     if status == 412:
         return SourceChanged(f"{text}: the object is another version now", remedy="Fetch the model again.")
+    if is_transient(status) and headers_of(e).get("content-type", "").startswith("text/html"):
+        return SourceUnavailable(f"{text}, which is no answer of S3", remedy="Check s3.endpoint, and try again later.")
     if code in BUSY or is_transient(status):
         error = SourceUnavailable(f"{text}: the server is busy or in trouble", remedy=_AGAIN)
         error.retry_after = asked_to_wait(headers_of(e), time.time()) or None

@@ -26,6 +26,7 @@ LIFE_S: Final = 3600
 LEAST_LIFE_S: Final = 1
 MAX_LISTED: Final = 100_000
 """Objects below one prefix; a model has some thousands at most."""
+_FAULTS: Final = (ClientError, BotoCoreError, OSError, ValueError)
 _PAYS: Final = {"x-amz-request-payer": "requester"}
 
 
@@ -51,22 +52,40 @@ class Store:
         self._client, self._options, self._credentials = client, options, credentials
         self._gates, self._limit = gates, limit
         self._endpoint = str(client.meta.endpoint_url)
+        self._reached: set[str] = set()
+        self._regions: dict[str, str] = {}
         client.meta.events.register("needs-retry.s3", self._answered)
+        client.meta.events.register("before-endpoint-resolution.s3", self._going)
+        client.meta.events.register("before-call.s3.HeadBucket", _not_led)
+
+    def reached(self, bucket: str) -> bool:
+        """Whether an answer came of it: then it is known where the bucket is."""
+        return bucket in self._reached
+
+    def region_of(self, bucket: str) -> str:
+        """Where the server led, if that is not this client's own region; else ""."""
+        return self._regions.get(bucket, "")
 
     async def head(self, at: S3Object, part: int = 0) -> dict[str, str] | None:
         """Headers of the answer, by name in lower case; None where the object is not there. With `part`, that of its
         stored parts alone, and with no object None too where the server does not know parts."""
         more: dict[str, Any] = {"PartNumber": part} if part else {"ChecksumMode": "ENABLED"}
-        try:
-            async with asyncio.timeout(self._limit):
-                answer = await self._client.head_object(**self._named(at), **more)
-        except (ClientError, BotoCoreError, OSError, ValueError) as e:
-            if faults.is_missing(e) or (part and isinstance(e, ClientError)):
-                return None
-            if isinstance(e, ClientError) and 300 <= faults.status_of(e) < 500:
-                await self.check(at)  # An answer without a body does not say why.
-            raise self._translated(e, at) from None
-        return _headers(answer)
+        for attempt in range(2):
+            try:
+                async with asyncio.timeout(self._limit):
+                    answer = await self._client.head_object(**self._named(at), **more)
+                self._reached.add(at.bucket)
+                return _headers(answer)
+            except ClientError as e:
+                if faults.is_missing(e) or part:
+                    return None
+                if attempt or not 300 <= faults.status_of(e) < 500:
+                    raise self._translated(e, at) from None
+            except _FAULTS as e:
+                raise self._translated(e, at) from None
+            # An answer without a body does not say why. If this does not raise, it has led to the bucket's region.
+            await self.check(at)
+        raise AssertionError
 
     async def check(self, at: S3Object) -> None:
         """Read a byte of it: raises why that cannot be."""
@@ -74,26 +93,26 @@ class Store:
             answer = await self._client.get_object(**self._named(at), Range="bytes=0-0")
             answer["Body"].close()
 
-    async def below(self, at: S3Object, most: int = MAX_LISTED) -> list[Listed]:
-        """All objects below the prefix, but those that stand for directories. Raises ManifestError for more than
-        `most`, where that is all there may be."""
+    async def below(self, at: S3Object, first: int = 0) -> list[Listed]:
+        """All objects below the prefix, or at least the `first` ones; but those that stand for directories. Raises
+        ManifestError for more than MAX_LISTED."""
         found: list[Listed] = []
         more: dict[str, Any] = {}
         while True:
             async with self._asking(at):
                 page = await self._client.list_objects_v2(
-                    Bucket=at.bucket, Prefix=at.key, MaxKeys=min(most, 1000), **self._payer(), **more
+                    Bucket=at.bucket, Prefix=at.key, MaxKeys=first or 1000, **self._payer(), **more
                 )
             for one in page.get("Contents", ()):
                 key, size = str(one["Key"]), int(one.get("Size", 0))
                 if key.startswith(at.key) and not (key.endswith("/") and not size):
                     found.append(Listed(key[len(at.key) :], size, str(one.get("ETag", ""))))
-            if len(found) > most and most == MAX_LISTED:
+            if len(found) > MAX_LISTED:
                 raise ManifestError(
-                    f"{at.shown} has more than {most} objects below it", remedy="Name the prefix of one model."
+                    f"{at.shown} has more than {MAX_LISTED} objects below it", remedy="Name the prefix of one model."
                 )
             token = page.get("NextContinuationToken")
-            if not page.get("IsTruncated") or not token or len(found) >= most:
+            if not page.get("IsTruncated") or not token or 0 < first <= len(found):
                 return found
             more = {"ContinuationToken": token}
 
@@ -110,7 +129,7 @@ class Store:
                     )
             except ClientError:
                 return []
-            except (BotoCoreError, OSError, ValueError) as e:
+            except _FAULTS as e:
                 raise self._translated(e, at) from None
             listed: Mapping[str, Any] = answer.get("ObjectParts", {})
             for one in listed.get("Parts", ()):
@@ -121,10 +140,14 @@ class Store:
             marker = following
 
     async def address(self, at: S3Object) -> Minted:
-        """A signed address of the object, or the plain one where nothing signs."""
-        async with self._asking(at):
-            life, until = await self._life()
-            url = await self._client.generate_presigned_url("get_object", Params=self._named(at), ExpiresIn=life)
+        """A signed address of the object, or the plain one where nothing signs. It is signed for this client's region,
+        whatever `region_of` says."""
+        try:
+            async with asyncio.timeout(self._limit):
+                life, until = await self._life()
+                url = await self._client.generate_presigned_url("get_object", Params=self._named(at), ExpiresIn=life)
+        except _FAULTS as e:
+            raise self._translated(e, at) from None
         return Minted(urls.encode(url), _signed_headers(url), until)
 
     async def _life(self) -> tuple[int, float]:
@@ -151,7 +174,8 @@ class Store:
         try:
             async with asyncio.timeout(self._limit):
                 yield
-        except (ClientError, BotoCoreError, OSError, ValueError) as e:
+            self._reached.add(at.bucket)
+        except _FAULTS as e:
             raise self._translated(e, at) from None
 
     def _translated(self, e: Exception, at: S3Object) -> WeightdError:
@@ -165,8 +189,19 @@ class Store:
         origin = urls.target(str(request_dict["url"])).origin
         self._gates.of(origin).throttled(asked_to_wait(headers, time.time()))
 
+    def _going(self, builtins: Mapping[str, Any], params: Mapping[str, Any], **_: object) -> None:
+        """Before each request, once botocore has put in the region that it was led to."""
+        bucket, region = params.get("Bucket"), builtins.get("AWS::Region")
+        if bucket and region not in (None, "aws-global", self._client.meta.region_name):
+            self._regions[str(bucket)] = str(region)
+
     def __repr__(self) -> str:
         return f"<Store {self._endpoint}>"
+
+
+def _not_led(params: Mapping[str, Any], **_: object) -> None:
+    """botocore asks for a bucket's region by HeadBucket; where that is led elsewhere too, it would ask for ever."""
+    params["context"].setdefault("s3_redirect", {})["redirected"] = True
 
 
 def _headers(answer: Mapping[str, Any]) -> dict[str, str]:
