@@ -116,13 +116,14 @@ class Seaweed:
         self._clients[keys] = made
         return made
 
-    def put(self, bucket: str, objects: dict[str, bytes]) -> None:
-        """Makes the bucket too."""
+    def put(self, bucket: str, objects: dict[str, bytes], algorithm: str = "") -> None:
+        """Makes the bucket too. With checksums of the objects, if an algorithm is given."""
         client = self.client()
         with contextlib.suppress(client.exceptions.BucketAlreadyExists, client.exceptions.BucketAlreadyOwnedByYou):
             client.create_bucket(Bucket=bucket)
+        asked = {"ChecksumAlgorithm": algorithm} if algorithm else {}
         for key, data in objects.items():
-            client.put_object(Bucket=bucket, Key=key, Body=data)
+            client.put_object(Bucket=bucket, Key=key, Body=data, **asked)
 
     def put_parts(self, bucket: str, key: str, parts: list[bytes], algorithm: str = "", kind: str = "") -> str:
         """By a multipart upload, with a checksum of each part if an algorithm is given; returns the ETag."""

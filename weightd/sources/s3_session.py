@@ -23,8 +23,8 @@ from weightd.sources.urls import Origin
 DEFAULT_REGION = "us-east-1"
 """Where nothing names one: AWS leads from there to any other, and other servers mostly do not care."""
 for _name in ("botocore", "aiobotocore"):
-    # Their debug lines hold signatures, headers and what credential providers answer.
-    logging.getLogger(_name).setLevel(logging.WARNING)
+    # Their lines hold signatures, headers, and what providers of credentials answer; and whoever asked gets the error.
+    logging.getLogger(_name).setLevel(logging.CRITICAL)
 
 
 class _Proxied(ProxyConfiguration):  # type: ignore[misc]
