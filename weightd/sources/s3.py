@@ -176,7 +176,7 @@ class S3Source:
             crc = await self._combined(store, pinned, said, int(length))
         crc = None if whole.digest else crc
         piece = await self._stored_part(store, pinned, validator.etag, int(length))
-        return FileSpec(path, int(length), pinned.url, whole.digest, validator, True, crc, piece)
+        return FileSpec(path, int(length), pinned.url, whole.digest, validator, True, crc, stored_part=piece)
 
     async def _stored_part(self, store: Store, at: S3Object, etag: str, size: int) -> int:
         """Bytes of the pieces that it was uploaded in, 0 where it was not, or the server does not know."""
