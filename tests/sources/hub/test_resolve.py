@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from tests.sources.hub.conftest import CHOSEN, FILES, World
+from tests.sources.hub.world import CHOSEN, FILES, World
 from tests.support.hub import Hub, Mirror
 from tests.support.hub_repos import Repo, blob_id
 from tests.support.origin import Origin
