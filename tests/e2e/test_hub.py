@@ -6,6 +6,7 @@ import json
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from huggingface_hub import snapshot_download
 from tests.e2e.host import WEIGHTD, Host, assert_refused, clean_environment, daemon, safetensors
 from tests.support.hub import Hub
 from tests.support.hub_repos import Repo
+from tests.support.origin import Fault
 from weightd import Client
 from weightd.core.verification import Verification
 
@@ -40,11 +42,11 @@ def hub() -> Iterator[Hub]:
 
 
 @contextmanager
-def host_of(hub: Hub, tmp_path: Path, more: str = "") -> Iterator[Host]:
+def host_of(hub: Hub, tmp_path: Path, cache: str = "off", processes: int = 0) -> Iterator[Host]:
     token = tmp_path / "token"
     token.write_text(f"{TOKEN}\n")
-    text = f'[hf]\nendpoint = "{hub.endpoint}"\ntoken_file = "{token}"\ncache = "off"\n{more}'
-    with daemon(config=f"[fetch]\nretries = 1\nstall_timeout_s = 5.0\n{text}") as host:
+    text = f'[hf]\nendpoint = "{hub.endpoint}"\ntoken_file = "{token}"\ncache = "{cache}"\n'
+    with daemon(config=f"[fetch]\nretries = 1\nstall_timeout_s = 5.0\nprocesses = {processes}\n{text}") as host:
         yield host
 
 
@@ -128,6 +130,55 @@ def test_refusals_reach_the_command_line(host: Host, hub: Hub) -> None:
     assert_refused(refused, 4, "RevisionNotFound", "no revision 'v9'", "There are main")
     assert_refused(host.cli("fetch", "hf://datasets/org/name", "--json"), 3, "RefSyntax", "only models")
     assert len(host.held()) == before
+
+
+def test_bytes_that_are_not_what_the_list_says(host: Host, hub: Hub) -> None:
+    """Of a git blob: mended where the second answer is right, else refused."""
+    repo = hub.repo("org/lies")
+    commit = repo.commit({"config.json": b'{"a": 1}', "model.safetensors": safetensors(seed=b"lies")})
+    wrong = Fault(status=206, body=b'{"a": 2}', headers={"Content-Range": "bytes 0-7/8"})
+    hub.fault(f"api/resolve-cache/models/org/lies/{commit}/config.json", wrong, times=2)
+    host.fetch("hf://org/lies")
+    with Client(host.socket) as client, client.acquire("hf://org/lies") as lease:
+        assert Path(lease.path, "config.json").read_bytes() == b'{"a": 1}'
+    assert "config.json: 1 of 1 parts were wrong and were fetched again" in host.text()
+    file = replace(repo.commits[commit].files["config.json"], sha1="f" * 40)
+    lying = repo.commit({"config.json": file})
+    refused = host.cli("fetch", f"hf://org/lies@{lying}", "--json")
+    assert_refused(refused, 10, "GitIdMismatch", "config.json", "f" * 40)
+
+
+def test_from_the_cache_of_the_host(hub: Hub, tmp_path: Path) -> None:
+    """The daemon takes from there what it can, and fetches what is wrong there."""
+    cache = tmp_path / "hub"
+    path = snapshot_download("org/name", endpoint=hub.endpoint, token=TOKEN, cache_dir=cache)
+    close_client()
+    Path(path, "config.json").resolve().write_bytes(bytes(len(FILES["config.json"])))
+    with host_of(hub, tmp_path, cache=str(cache)) as host:
+        before = hub.resolves, len(hub.cdn.requests)
+        host.fetch("hf://org/name")
+        with Client(host.socket) as client, client.acquire("hf://org/name") as lease:
+            assert tree(Path(lease.path)) == FILES
+        assert (hub.resolves, len(hub.cdn.requests)) == (before[0] + 1, before[1])
+        assert "the Hugging Face cache has a wrong config.json" in host.text()
+
+
+@pytest.mark.parametrize("processes", [0, 2])
+def test_an_address_that_ends_in_mid_fetch(hub: Hub, tmp_path: Path, processes: int) -> None:
+    """Addresses that are good for three requests: nobody asks for more of them than are needed."""
+    hub.cdn.uses = 3
+    hub.cdn.fault("xet-bridge-us/*", Fault(reset_after=1000), times=2)
+    try:
+        with host_of(hub, tmp_path, processes=processes) as host:
+            before = hub.resolves, len(hub.cdn.requests)
+            host.fetch("hf://org/name/model.safetensors")
+            with Client(host.socket) as client, client.acquire("hf://org/name/model.safetensors") as lease:
+                assert Path(lease.path, "model.safetensors").read_bytes() == FILES["model.safetensors"]
+            served = [r for r in hub.cdn.requests[before[1] :] if r.status == 206]
+            assert len(served) > 6
+            assert len(served) / 3 <= hub.resolves - before[0] <= len(served) / 3 + 2
+    finally:
+        hub.cdn.uses = None
 
 
 def test_what_is_the_same_is_not_fetched_again(host: Host, hub: Hub) -> None:

@@ -230,9 +230,11 @@ class HubSource:
 
     def _mint(self, url: str, aborted: Aborted) -> Minted | None:
         """Asks the Hub once for each file: one in LFS is then read from the signed address that this leads to."""
-        if self._access.offline:
-            raise NotInCache("the network may not be used", remedy=ALLOW)
         ref = parse_hub(url)
+        if self._access.offline:
+            raise NotInCache(
+                f"the Hugging Face cache has no sound {ref.path}, and the network may not be used", remedy=ALLOW
+            )
         told, headers = self._api.location(ref, aborted)
         self._check_plain(ref, url, told, aborted)
         return Minted(told.leads or told.url, tuple(headers.items()))

@@ -26,7 +26,7 @@ _REMEDY = f"Fetch it once with the network (hf download). {ALLOW}"
 
 
 class HubCache:
-    """Below `root`, which need not be there."""
+    """Below `root`, which need not be there. Links that lead out of it are no files of it."""
 
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
@@ -63,7 +63,9 @@ class HubCache:
         """What is there of a commit, which may be less than all of it. Raises ManifestError, NotInCache."""
         root = self._of(commit.repo) / "snapshots" / commit.sha
         try:
-            return [self._file(root, path) for path in _walked(root)]
+            inside = self.root.resolve()
+            there = [p for p in _walked(root) if (root / p).resolve().is_relative_to(inside)]
+            return [self._file(root, path) for path in there]
         except OSError as e:
             raise NotInCache(f"{root} cannot be read: {e.strerror}", remedy="Check its rights.") from None
 

@@ -17,6 +17,7 @@ from weightd.sources.hub_home import Home
 def _client(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     # With telemetry, the first call asks huggingface.co which agents there are.
     import huggingface_hub as client
+    import huggingface_hub.utils  # Another name of it is loaded only with its first call.
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import random
 from dataclasses import dataclass, field
 
+from tests.e2e.host import safetensors
 from tests.support.hub import Hub
 from weightd.core.manifest import FileSpec, Manifest
 from weightd.core.refs import parse_ref
@@ -17,7 +17,7 @@ from weightd.sources.hub_home import Home
 from weightd.sources.quota import Quotas
 from weightd.sources.receiving import Receiving
 
-WEIGHTS = random.Random(1).randbytes(300_000)
+WEIGHTS = safetensors(300_000)
 FILES = {
     "config.json": b'{"model_type": "test"}',
     "README.md": b"# A model\n",
@@ -31,20 +31,22 @@ CHOSEN = ["README.md", "config.json", "model.safetensors", "tokenizer.json"]
 
 @dataclass
 class World:
-    """`home` and `token` are what huggingface_hub would say; `waits` are the pauses, which take no time."""
+    """`home` and `token` are what huggingface_hub would say; `waits` are the pauses, which only move the clock:
+    that of the Hub too, once it `ticks`."""
 
     hub: Hub
     home: Home
     token: str = ""
     options: HubOptions = field(default_factory=HubOptions)
     waits: list[float] = field(default_factory=list)
+    now: float = 1000.0
     receiving: Receiving = field(default_factory=lambda: Receiving(HttpOptions(connect_timeout=5, read_timeout=5)))
     sources: list[HubSource] = field(default_factory=list)
 
     @property
     def source(self) -> HubSource:
         """A new one, that knows nothing yet."""
-        quotas = Quotas(lambda: 0.0)
+        quotas = Quotas(lambda: self.now)
         access = Access(self.options, lambda: self.home, lambda: self.token)
         asker = Asker(self.receiving.pool, quotas, self._pause)
         found = HubSource(self.receiving, self.options, access=access, asker=asker, quotas=quotas)
@@ -53,6 +55,10 @@ class World:
 
     def _pause(self, seconds: float, aborted: Aborted) -> None:
         self.waits.append(seconds)
+        self.now += seconds
+
+    def ticks(self) -> None:
+        self.hub.clock = lambda: self.now
 
     async def resolve(self, text: str = "hf://org/name") -> Manifest:
         return await self.source.resolve(parse_ref(text))
