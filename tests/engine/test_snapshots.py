@@ -78,6 +78,20 @@ async def test_both_are_held_and_the_new_one_is_current(tmp_path: Path) -> None:
         await rig.check_idle(blobs=6, segments=3)
 
 
+async def test_a_start_that_finds_the_current_one_lost_keeps_the_old(tmp_path: Path) -> None:
+    async with running(tmp_path, Origin()) as rig:
+        old = await fetch(rig, 1)
+        await fetch(rig, 2)
+        rig.blobs.path(sha256(version(2)["only-2"])).unlink()
+    async with running(tmp_path, Origin()) as rig:
+        await rig.engine._retirer.idle()
+        assert rig.engine._retirer._task is not None
+        assert rig.engine._retirer._task.exception() is None
+        assert revisions(rig) == [(old.revision, False)]
+        new = await fetch(rig, 3)
+        assert revisions(rig) == [(new.revision, True), (old.revision, False)]
+
+
 async def test_a_restart_finds_both(tmp_path: Path) -> None:
     async with running(tmp_path, Origin()) as rig:
         old = await fetch(rig, 1)

@@ -58,7 +58,8 @@ class Retirer:
         snapshots = self._catalog.snapshots
         for text, old in snapshots.old.items():
             # One of the same bytes, of which somebody has only said more since, is no older version.
-            twins = [m for m in old if m.digests == snapshots.current[text].digests]
+            current = snapshots.current.get(text)  # None where a start found its bytes lost.
+            twins = [m for m in old if current is not None and m.digests == current.digests]
             others = [m for m in old if m not in twins]
             yield from (m for m in [*twins, *due(others, self._keep)] if not m.claimed)
 
