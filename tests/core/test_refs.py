@@ -152,6 +152,12 @@ def test_a_syntax_error_never_repeats_a_password(text: str) -> None:
     assert SECRET not in f"{e.value}{e.value!r}{vars(e.value)}"
 
 
+def test_a_version_and_patterns_are_shown() -> None:
+    for text in ("s3://bucket/x?versionId=3sL4", "s3://bucket/x/?include=*.gguf&exclude=y*"):
+        assert parse_ref(text).shown == text
+    assert redact(f"s3://bucket/x?token={SECRET}&versionId=3") == "s3://bucket/x?token=…&versionId=3"
+
+
 def test_shown_and_key_hide_secrets_and_tell_refs_apart() -> None:
     one, two = parse_ref(f"https://u:{SECRET}@h/x?t=1{SECRET}"), parse_ref(f"https://u:{SECRET}@h/x?t=2{SECRET}")
     assert SECRET not in one.shown + one.key

@@ -6,7 +6,7 @@ import importlib.util
 
 from weightd.core.errors import DependencyMissing
 
-NEEDED = ("aiohttp", "uvloop", "xxhash", "yarl", "grpc_reflection")
+NEEDED = ("aiobotocore", "aiohttp", "uvloop", "xxhash", "yarl", "grpc_reflection")
 
 
 def need_daemon_extra(what: str) -> None:

@@ -107,7 +107,8 @@ def _split(text: str) -> SplitResult:
 def redact(url: str) -> str:
     """A URL for people: user, password and query values removed. Never raises.
 
-    In hf:// refs "@" is followed by the revision and "?" by patterns, which are shown; what may be a token is not.
+    In hf:// refs "@" is followed by the revision and "?" by patterns, which are shown; what may be a token is not. Of
+    s3:// refs the query is shown: it holds a version and patterns (`parse_s3` lets nothing else in).
     """
     if _SCHEME.match(url) and url[:5].lower() == "hf://":
         return _HUB_SECRET.sub("…", url)
@@ -115,7 +116,12 @@ def redact(url: str) -> str:
         parts = urlsplit(url)
         _ = parts.port  # Raises for "user:pass/word@host", where what stands as the host is none.
         netloc = parts.netloc.rpartition("@")[2]
-        query = "&".join(f"{pair.split('=', 1)[0]}=…" for pair in parts.query.split("&")) if parts.query else ""
+        pairs = parts.query.split("&") if parts.query else []
+        query = "&".join(pair if _plain(parts.scheme, pair) else f"{pair.split('=', 1)[0]}=…" for pair in pairs)
         return urlunsplit((parts.scheme, netloc, parts.path, query, ""))
     except ValueError:
         return "<malformed URL>"
+
+
+def _plain(scheme: str, pair: str) -> bool:
+    return scheme == "s3" and pair.startswith(("versionId=", "include=", "exclude="))

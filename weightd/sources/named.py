@@ -42,7 +42,7 @@ async def _files(ref: Ref, model: NamedModel, source: Source) -> list[FileSpec]:
             return await source.stat(ref, file.path, url, size=size, digest=expected_digest(model, file))
 
         return await repo.bounded(stat, listed)
-    if below.scheme not in ("file", "hf") and urls.shape(below.text) is urls.Shape.FILE:
+    if below.scheme in ("http", "https") and urls.shape(below.text) is urls.Shape.FILE:
         # The one file that the URL is: a given size also serves where the origin does not tell one.
         alone = NamedFile(urls.name(below.text))
         digest = expected_digest(model, alone)
