@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -62,5 +63,32 @@ def test_a_fault_names_its_key_and_line_and_no_secret(tmp_path: Path, case: str)
     text, expected = FAULTS[case]
     with pytest.raises(ConfigError) as e:
         read(tmp_path, "[[credentials]]\n" + text)
+    assert expected in str(e.value)
+    assert "s3cr3t" not in str(e.value)
+
+
+def test_the_examples_of_the_documentation(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs/sources.md").read_text()
+    blocks = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) >= 3
+    found = [read(tmp_path, block, ENV) for block in blocks]
+    assert any(config.s3.endpoint for config in found)
+    assert any(one.scheme == "s3" for config in found for one in config.credentials)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('endpoint = "minio:9000"', "line 2: s3.endpoint: not an address"),
+        ('endpoint = "https://u:s3cr3t@h"', "line 2: s3.endpoint: not an address without credentials"),
+        ('region = "eu west"', "line 2: s3.region: 'eu west' is no name"),
+        ('addressing = "dns"', "line 2: s3.addressing: Invalid enum value"),
+        ('anonymous = true\nprofile = "x"', "line 2: s3.anonymous: anonymous, and a profile"),
+        ('secret_access_key = "s3cr3t"', "line 2: s3.secret_access_key: unknown key"),
+    ],
+)
+def test_a_fault_of_s3_names_its_key_and_line(tmp_path: Path, text: str, expected: str) -> None:
+    with pytest.raises(ConfigError) as e:
+        read(tmp_path, "[s3]\n" + text)
     assert expected in str(e.value)
     assert "s3cr3t" not in str(e.value)

@@ -173,9 +173,9 @@ class S3Source:
         whole = stated(_whole(said, validator.etag), size=int(length), partial=False)
         crc = whole.crc
         if crc is None and whole.digest is None:
-            crc = await self._combined(store, pinned, said, int(length))
+            crc = await self._combined(store, at, said, int(length))
         crc = None if whole.digest else crc
-        piece = await self._stored_part(store, pinned, validator.etag, int(length))
+        piece = await self._stored_part(store, at, validator.etag, int(length))
         return FileSpec(path, int(length), pinned.url, whole.digest, validator, True, crc, stored_part=piece)
 
     async def _stored_part(self, store: Store, at: S3Object, etag: str, size: int) -> int:

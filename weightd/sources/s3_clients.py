@@ -11,6 +11,7 @@ import msgspec
 from botocore.exceptions import BotoCoreError
 
 from weightd.core.credentials import Credential
+from weightd.core.errors import SourceDenied
 from weightd.core.s3 import S3Object
 from weightd.core.signed import good_until, renew_at
 from weightd.sources import s3_faults as faults
@@ -37,6 +38,8 @@ class Clients:
         self._making = asyncio.Lock()
         self._minted: dict[str, float] = {}
         """By file: until when its last address is good enough."""
+        self._unversioned: set[str] = set()
+        """Buckets of whose objects no version may be named."""
 
     async def of(self, at: S3Object) -> Store:
         """Of the region that the bucket is in, as far as that is known. Raises CredentialsMissing, ConfigError."""
@@ -75,11 +78,10 @@ class Clients:
         """Where the file `url` is. Asked again before it had to be, the last address was of no use: then a byte is read
         first, for the error that says why, if there is one."""
         store = await self.of(at)
-        if time.time() < self._minted.pop(url, 0.0):
-            await store.check(at)
-        elif not store.reached(at.bucket):
-            await store.check(at)  # It may be led to another region, for which the address has to be signed.
-            store = await self.of(at)
+        at = at._replace(version="") if at.bucket in self._unversioned else at
+        if time.time() < self._minted.pop(url, 0.0) or not store.reached(at.bucket):
+            at = await self._checked(store, at)
+            store = await self.of(at)  # It may have been led to another region, for which the address has to be signed.
         minted = await store.address(at)
         if len(self._minted) >= MOST:
             del self._minted[next(iter(self._minted))]
@@ -87,6 +89,19 @@ class Clients:
         end = min(minted.until, good_until(minted.address) or minted.until)
         self._minted[url] = renew_at(end, now) - 1.0 if end < float("inf") else end
         return minted
+
+    async def _checked(self, store: Store, at: S3Object) -> S3Object:
+        """The object if it can be read; without its version, if only that can: naming one takes a right of its own
+        (s3:GetObjectVersion), and what is read is guarded by its ETag in any case."""
+        try:
+            await store.check(at)
+        except SourceDenied:
+            if not at.version:
+                raise
+            at = at._replace(version="")
+            await store.check(at)
+            self._unversioned.add(at.bucket)
+        return at
 
     async def close(self) -> None:
         await self._opened.aclose()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import ssl
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -60,6 +61,8 @@ def _session_class(proxies: Proxies) -> type[AIOHTTPSession]:
 def open_session(setting: Setting, http: HttpOptions) -> AioSession:
     """Finds credentials where botocore does. Raises what botocore does."""
     session = AioSession(profile=setting.options.profile or None)
+    region = setting.options.region or session.get_config_variable("region") or os.environ.get("AWS_REGION")
+    session.set_config_variable("region", region or DEFAULT_REGION)
     # Also of the clients that it makes for itself, to be given a role.
     session.set_default_client_config(_config(setting, http))
     if authorities := http.ca_file or ssl.get_default_verify_paths().cafile:
@@ -70,7 +73,6 @@ def open_session(setting: Setting, http: HttpOptions) -> AioSession:
 def client_of(session: AioSession, setting: Setting, secrets: Secrets, http: HttpOptions) -> Any:
     """A context manager of an S3 client. Blocks while it reads botocore's descriptions of the services."""
     options = setting.options
-    region = options.region or session.get_config_variable("region") or DEFAULT_REGION
     _check_endpoint(options.endpoint)
     config = AioConfig(
         signature_version=UNSIGNED if options.anonymous else "s3v4",
@@ -78,7 +80,6 @@ def client_of(session: AioSession, setting: Setting, secrets: Secrets, http: Htt
     )
     return session.create_client(
         "s3",
-        region_name=region,
         endpoint_url=options.endpoint or None,
         aws_access_key_id=secrets.id or None,
         aws_secret_access_key=secrets.secret or None,

@@ -156,6 +156,20 @@ async def test_the_session_token_of_an_address_has_expired(server: ScriptedS3, m
         await read(source, file)
 
 
+async def test_who_may_not_name_versions_reads_the_newest(server: ScriptedS3, make: Make) -> None:
+    """S3 has a right of its own for that. The ETag says whether it is still the one that was pinned."""
+    server.put("bucket/v.bin", DATA, {"x-amz-version-id": "v1"})
+    server.rule(lambda a: error(403, "AccessDenied") if "versionId" in a.query else None)
+    source = make(server.endpoint)
+    (file,) = (await resolve(source, "s3://bucket/v.bin")).files
+    assert file.url == "s3://bucket/v.bin?versionId=v1"
+    assert await read(source, file) == DATA
+    server.put("bucket/v.bin", DATA[::-1], {"x-amz-version-id": "v2"})
+    with pytest.raises(SourceChanged):
+        await read(source, file)
+    assert type(await fault(source, "s3://bucket/v.bin?versionId=v1")) is SourceDenied
+
+
 HOSTILE = ["../x.safetensors", "a/../../x.safetensors", "/etc/x.safetensors", "a//x.safetensors", "./x.safetensors"]
 
 
