@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -42,11 +43,11 @@ def hub() -> Iterator[Hub]:
 
 
 @contextmanager
-def host_of(hub: Hub, tmp_path: Path, cache: str = "off", processes: int = 0) -> Iterator[Host]:
+def host_of(hub: Hub, tmp_path: Path, fetch: str = "", cache: str = "off") -> Iterator[Host]:
     token = tmp_path / "token"
     token.write_text(f"{TOKEN}\n")
     text = f'[hf]\nendpoint = "{hub.endpoint}"\ntoken_file = "{token}"\ncache = "{cache}"\n'
-    with daemon(config=f"[fetch]\nretries = 1\nstall_timeout_s = 5.0\nprocesses = {processes}\n{text}") as host:
+    with daemon(config=f"[fetch]\nretries = 1\nstall_timeout_s = 5.0\n{fetch}{text}") as host:
         yield host
 
 
@@ -80,6 +81,14 @@ def test_as_the_client_has_it(hub: Hub, host: Host, tmp_path: Path, monkeypatch:
         assert lease.verification is Verification.GIT
     assert not hub.cdn.violations
     assert TOKEN not in host.text() + ended.out + ended.err
+
+
+def test_and_back_into_a_cache_of_the_client(host: Host, tmp_path: Path) -> None:
+    """What the Hub lists as LFS and what as git blobs is known: the client finds it without the network."""
+    host.fetch("hf://org/name@main")
+    assert host.cli("link", "--hf-cache", tmp_path, "hf://org/name@main").code == 0
+    found = snapshot_download("org/name", cache_dir=tmp_path, local_files_only=True)
+    assert tree(Path(found)) == FILES
 
 
 def test_the_level_in_words(host: Host) -> None:
@@ -165,20 +174,19 @@ def test_from_the_cache_of_the_host(hub: Hub, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("processes", [0, 2])
 def test_an_address_that_ends_in_mid_fetch(hub: Hub, tmp_path: Path, processes: int) -> None:
-    """Addresses that are good for three requests: nobody asks for more of them than are needed."""
-    hub.cdn.uses = 3
-    hub.cdn.fault("xet-bridge-us/*", Fault(reset_after=1000), times=2)
-    try:
-        with host_of(hub, tmp_path, processes=processes) as host:
-            before = hub.resolves, len(hub.cdn.requests)
-            host.fetch("hf://org/name/model.safetensors")
-            with Client(host.socket) as client, client.acquire("hf://org/name/model.safetensors") as lease:
-                assert Path(lease.path, "model.safetensors").read_bytes() == FILES["model.safetensors"]
-            served = [r for r in hub.cdn.requests[before[1] :] if r.status == 206]
-            assert len(served) > 6
-            assert len(served) / 3 <= hub.resolves - before[0] <= len(served) / 3 + 2
-    finally:
-        hub.cdn.uses = None
+    """It is renewed once, for all requests that are still to come."""
+    ref = "hf://org/name/model.safetensors"
+    with host_of(hub, tmp_path, f'processes = {processes}\nmax_rate = "20MiB"\n') as host:
+        before, asked = hub.resolves, len(hub.cdn.requests)
+        with ThreadPoolExecutor(1) as thread:
+            fetched = thread.submit(host.fetch, ref)
+            hub.cdn.wait_for(asked + 3)
+            hub.cdn.expire()
+            fetched.result(60)
+        with Client(host.socket) as client, client.acquire(ref) as lease:
+            assert Path(lease.path, "model.safetensors").read_bytes() == FILES["model.safetensors"]
+        assert 403 in {r.status for r in hub.cdn.requests[asked:]}
+        assert hub.resolves - before == 2
 
 
 def test_what_is_the_same_is_not_fetched_again(host: Host, hub: Hub) -> None:

@@ -36,7 +36,7 @@ def made_by_version_1(path: Path, *, stamped: bool = True) -> None:
     if stamped:
         db.execute("PRAGMA user_version = 1")
     for record in (blob(), blob(D2)):
-        values = (record.digest, record.size, int(record.verification), record.part_size, record.checksums)
+        values = (record.digest, record.size, record.verification.value, record.part_size, record.checksums)
         db.execute("INSERT OR REPLACE INTO blobs VALUES (?, ?, ?, ?, ?)", values)
     db.execute("INSERT OR REPLACE INTO seen VALUES (?, ?)", ("source:x", D1))
     db.execute(
