@@ -9,6 +9,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
 from urllib.parse import quote
@@ -44,6 +45,8 @@ log = logging.getLogger("weightd.sources")
 
 LARGEST_PLAIN = 50_000_000_000
 """Bytes. What is larger, the Hub's own client takes by Xet only (constants.MAX_HTTP_DOWNLOAD_SIZE)."""
+THREADS = 8
+"""Questions to Hubs at a time."""
 _LISTS = 8
 """Commits whose lists are remembered: a list does not change."""
 _SAME_S = 10.0
@@ -77,6 +80,7 @@ class HubSource:
         """By the file's URL."""
         self._distrusted: set[FileSpec] = set()
         self._minted: set[str] = set()
+        self._threads = ThreadPoolExecutor(THREADS, "weightd-hub")
         self._lock = threading.Lock()
         self._one_by_one = threading.Lock()
         receiving.routes.mint("hf", self._mint)
@@ -84,7 +88,7 @@ class HubSource:
     async def resolve(self, ref: Ref) -> Manifest:
         try:
             wanted = parse_hub(ref.text)
-            commit = await _in_thread(lambda aborted: self._commit(wanted, aborted))
+            commit = await self._in_thread(lambda aborted: self._commit(wanted, aborted))
             files = await self._chosen(wanted, commit)
             return make_manifest(ref.shown, repo_files.format_of(f.path for f in files), files, revision=commit.sha)
         except WeightdError as e:
@@ -92,7 +96,7 @@ class HubSource:
 
     async def stat(self, ref: Ref, path: str, url: str, *, size: int | None, digest: Digest | None) -> FileSpec:
         try:
-            return await _in_thread(lambda aborted: self._stat(path, url, size, digest, aborted))
+            return await self._in_thread(lambda aborted: self._stat(path, url, size, digest, aborted))
         except WeightdError as e:
             raise e.about(ref=ref.shown, file=path) from None
 
@@ -122,6 +126,16 @@ class HubSource:
 
     async def close(self) -> None:
         """The connections are those of `receiving`."""
+        await asyncio.to_thread(self._threads.shutdown)
+
+    async def _in_thread(self, call: Callable[[Aborted], T]) -> T:
+        """Ended when the caller is cancelled. A quota may be long in coming: the threads are nobody else's."""
+        over = threading.Event()
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, call, over.is_set)
+        except asyncio.CancelledError:
+            over.set()
+            raise
 
     def _commit(self, ref: HubRef, aborted: Aborted) -> Commit:
         if self._access.offline:
@@ -155,7 +169,7 @@ class HubSource:
         return found
 
     async def _chosen(self, ref: HubRef, commit: Commit) -> list[FileSpec]:
-        listed = await _in_thread(lambda aborted: self._files(commit, aborted))
+        listed = await self._in_thread(lambda aborted: self._files(commit, aborted))
         choice = Choice(ref, listed, self._options.include, self._options.exclude)
         if choice.single is not None:
             return await self._specs(commit, [choice.single], len(choice.folder))
@@ -167,7 +181,7 @@ class HubSource:
 
     async def _specs(self, commit: Commit, files: Sequence[HubFile], cut: int) -> list[FileSpec]:
         """`cut` characters of their paths are left out."""
-        return await asyncio.to_thread(lambda: [self._spec(commit, f, f.path[cut:]) for f in files])
+        return await self._in_thread(lambda _: [self._spec(commit, f, f.path[cut:]) for f in files])
 
     async def _shards(self, index: FileSpec) -> list[str]:
         """Those that an index names."""
@@ -288,16 +302,6 @@ class CacheReader(FileReader):
                 raise
             self._distrust()
             raise SourceUnavailable(f"the Hugging Face cache: {e.message}", file=e.file) from None
-
-
-async def _in_thread(call: Callable[[Aborted], T]) -> T:
-    """Ended when the caller is cancelled."""
-    over = threading.Event()
-    try:
-        return await asyncio.to_thread(call, over.is_set)
-    except asyncio.CancelledError:
-        over.set()
-        raise
 
 
 def _of_one_file(url: str, path: str) -> HubRef:

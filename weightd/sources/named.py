@@ -22,15 +22,16 @@ async def resolve_named(ref: Ref, models: Mapping[str, NamedModel], source: Sour
     if model is None:
         raise _unknown(ref, models)
     try:
-        files = await _files(ref, model, source)
+        files, revision = await _files(ref, model, source)
         _check(model, files)
         format = model.format or repo.format_of(f.path for f in files)
-        return make_manifest(ref.shown, format, files)
+        return make_manifest(ref.shown, format, files, revision)
     except WeightdError as e:
         raise _named(e, ref) from None
 
 
-async def _files(ref: Ref, model: NamedModel, source: Source) -> list[FileSpec]:
+async def _files(ref: Ref, model: NamedModel, source: Source) -> tuple[list[FileSpec], str]:
+    """And what the source calls all of them, where they are what it says that they are; else ""."""
     below = source_ref(model)
     listed = model.named_files()
     if listed:
@@ -41,13 +42,14 @@ async def _files(ref: Ref, model: NamedModel, source: Source) -> list[FileSpec]:
             url = urls.child(base, file.path)
             return await source.stat(ref, file.path, url, size=size, digest=expected_digest(model, file))
 
-        return await repo.bounded(stat, listed)
+        return await repo.bounded(stat, listed), ""
     if below.scheme in ("http", "https") and urls.shape(below.text) is urls.Shape.FILE:
         # The one file that the URL is: a given size also serves where the origin does not tell one.
         alone = NamedFile(urls.name(below.text))
         digest = expected_digest(model, alone)
-        return [await source.stat(ref, alone.path, below.text, size=model.size, digest=digest)]
-    return _with_digest(model, list((await source.resolve(below)).files))
+        return [await source.stat(ref, alone.path, below.text, size=model.size, digest=digest)], ""
+    found = await source.resolve(below)
+    return _with_digest(model, list(found.files)), "" if model.sha256 else found.revision
 
 
 def _with_digest(model: NamedModel, files: list[FileSpec]) -> list[FileSpec]:

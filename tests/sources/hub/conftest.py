@@ -44,4 +44,4 @@ def repo(hub: Hub) -> Repo:
 async def world(hub: Hub, tmp_path: Path) -> AsyncIterator[World]:
     world = World(hub, Home(hub.endpoint, str(tmp_path / "no cache"), False))
     yield world
-    await world.receiving.close()
+    await world.close()

@@ -25,6 +25,7 @@ from weightd.core.errors import (
     SourceNotFound,
     WeightdError,
 )
+from weightd.core.refs import parse_ref
 from weightd.core.verification import Verification
 from weightd.engine.export import ExportedFile, fetch_to
 from weightd.sources.registry import Sources
@@ -90,15 +91,15 @@ async def test_a_blob_that_is_another(world: World, hub: Hub, cache: Path, tmp_p
     wrong = bytes(len(FILES[name]))
     blob(cache, name).write_bytes(wrong)
     before = hub.resolves
-    files = await export(world, tmp_path / "out")
-    assert tree(tmp_path / "out") == {p: FILES[p] for p in CHOSEN}
-    assert files[name].repaired
-    assert hub.resolves == before + 1
-    assert blob(cache, name).read_bytes() == wrong, "it is the user's"
-    # The source that found it out does not read it again.
-    source = world.sources[-1]
-    (file,) = (await source.resolve(_parse(f"hf://org/name/{name}"))).files
-    assert await world.read(file) == FILES[name]
+    async with sources(world) as found:
+        files = {f.path: f for f in await fetch_to("hf://org/name", tmp_path / "out", sources=found)}
+        assert tree(tmp_path / "out") == {p: FILES[p] for p in CHOSEN}
+        assert files[name].repaired
+        assert hub.resolves == before + 1
+        assert blob(cache, name).read_bytes() == wrong, "it is the user's"
+        # The source that found it out does not read it again.
+        (file,) = (await found.resolve(parse_ref(f"hf://org/name/{name}"))).files
+        assert await world.read(file) == FILES[name]
 
 
 async def test_an_index_that_is_another(world: World, repo: Repo, hub: Hub, tmp_path: Path) -> None:
@@ -257,9 +258,3 @@ async def test_who_may_not_read_it(world: World, hub: Hub, cache: Path) -> None:
     except AccessDenied as e:
         pytest.fail(str(e))
     assert hub.resolves == before + 1
-
-
-def _parse(text: str) -> object:
-    from weightd.core.refs import parse_ref
-
-    return parse_ref(text)

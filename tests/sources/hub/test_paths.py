@@ -44,13 +44,13 @@ async def test_a_private_authority(secure: Hub, certificate: Path, tmp_path: Pat
     trusting = Receiving(HttpOptions(ca_file=str(certificate)))
     world = World(secure, Home(secure.endpoint, str(tmp_path), False), receiving=trusting)
     assert await world.contents() == {name: FILES[name] for name in CHOSEN}
-    await trusting.close()
+    await world.close()
     strict = Receiving(HttpOptions(attempts=1))
     world = World(secure, Home(secure.endpoint, str(tmp_path), False), receiving=strict)
     with pytest.raises(SourceUnavailable, match=r"self.signed") as e:
         await world.contents()
     assert "http.ca_file" in e.value.remedy
-    await strict.close()
+    await world.close()
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ async def through(hub: Hub, repo: Repo, tmp_path: Path) -> AsyncIterator[tuple[W
         options = HttpOptions(proxies=Proxies(parse_proxy(f"http://user:s3cr3t@127.0.0.1:{proxy.port}")))
         world = World(hub, Home(hub.endpoint, str(tmp_path), False), receiving=Receiving(options))
         yield world, proxy
-        await world.receiving.close()
+        await world.close()
 
 
 async def test_a_proxy(through: tuple[World, Proxy]) -> None:
@@ -76,4 +76,4 @@ async def test_a_proxy_that_refuses(hub: Hub, repo: Repo, tmp_path: Path) -> Non
         with pytest.raises(AccessDenied, match="407") as e:
             await world.contents()
         assert "wr0ng" not in str(e.value)
-        await world.receiving.close()
+        await world.close()

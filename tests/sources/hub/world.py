@@ -57,6 +57,11 @@ class World:
         self.waits.append(seconds)
         self.now += seconds
 
+    async def close(self) -> None:
+        for source in self.sources:
+            await source.close()
+        await self.receiving.close()
+
     def ticks(self) -> None:
         self.hub.clock = lambda: self.now
 
