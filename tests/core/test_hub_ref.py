@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from huggingface_hub import HfFileSystem
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -37,6 +38,7 @@ TOKEN = "hf_" + "AbCdEfGhIjKlMnOpQrStUvWxYz012345"
             "hf://org/name@v1?include=a*&exclude=b%26c&include=d/",
             HubRef("org/name", "v1", include=("a*", "d/"), exclude=("b&c",)),
         ),
+        ("hf://org/name?include=c++/*", HubRef("org/name", include=("c++/*",))),
     ],
 )
 def test_read(text: str, found: HubRef) -> None:
@@ -63,12 +65,16 @@ def test_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", [f"hf://user:{TOKEN}@org/name", f"hf://{TOKEN}@org/name", f"hf://{TOKEN}/name", "hf://u:p4ssw0rd@org/name"]
+    "text",
+    [
+        *(f"hf://user:{TOKEN}@org/name", f"hf://{TOKEN}@org/name", f"hf://{TOKEN}/name", "hf://u:p4ssw0rd@org/name"),
+        *("hf://u:p4ss/word@org/name", "HF://u:p4ss@org/name", "hf://org/name?token=p4ssw0rd", "hf://u@h/x#?t=p4ss"),
+    ],
 )
 def test_no_secret_is_repeated(text: str) -> None:
     with pytest.raises(RefSyntax) as e:
         parse_ref(text)
-    for secret in (TOKEN, "p4ssw0rd"):
+    for secret in (TOKEN, "p4ss"):
         assert secret not in f"{e.value} {redact(text)}"
 
 
@@ -86,3 +92,14 @@ def test_urls_are_read_again(o: str, n: str, revision: str, path: str, include: 
     if o in ("models", "datasets", "spaces", "kernels", "buckets") or ref.repo.endswith(".git"):
         return
     assert parse_hub(ref.url) == ref
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["org/name@refs/pr/1/a.json", "org/name@refs%2Fpr%2F1/a.json", "org/name@v1/d/a.json", "org/name@refs/convert/x/a"],
+)
+def test_they_are_those_of_the_clients_file_system(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = HfFileSystem(endpoint="http://127.0.0.1:9", skip_instance_cache=True)
+    monkeypatch.setattr(files, "_repo_and_revision_exist", lambda *_: (True, None))
+    theirs, ours = files.resolve_path(text), parse_hub(f"hf://{text}")
+    assert (theirs.repo_id, theirs.revision, theirs.path_in_repo) == ours[:3]

@@ -144,6 +144,8 @@ def test_redact_never_raises(text: str) -> None:
         f"https:/u:{SECRET}@host/x",
         f"https://host/x?token={SECRET}#f",
         f"file://u:{SECRET}@host/x",
+        f"hf://u:{SECRET}@org/name",
+        f"hf://org/name?token={SECRET}",
     ],
 )
 def test_a_syntax_error_never_repeats_a_password(text: str) -> None:

@@ -60,6 +60,7 @@ class Served:
     ranges: bool = True
     size: int | None = None
     crc: Crc | None = None
+    git_id: str = ""
 
 
 Hook = Callable[[str, int, int], None]
@@ -77,6 +78,7 @@ class Origin:
         self.starts: Counter[tuple[str, int, int]] = Counter()
         self.resolved = 0
         self.readers: set[_Reader] = set()
+        self.distrusted: list[str] = []
         self.on_start: Hook = lambda path, offset, length: None
         self.on_read: Hook = lambda path, offset, length: None
         self._held: Callable[[str, int], bool] = lambda path, offset: False
@@ -103,7 +105,8 @@ class Origin:
     def _spec(self, ref: Ref, path: str, file: Served) -> FileSpec:
         etag = sha256(file.data) if file.etag is None else file.etag
         size = len(file.data) if file.size is None else file.size
-        return FileSpec(path, size, ref.text + path, file.digest, Validator(etag=etag), file.ranges, file.crc)
+        url, validator = ref.text + path, Validator(etag=etag)
+        return FileSpec(path, size, url, file.digest, validator, file.ranges, file.crc, file.git_id)
 
     async def stat(self, ref: Ref, path: str, url: str, *, size: int | None, digest: Digest | None) -> FileSpec:
         raise NotImplementedError
@@ -115,6 +118,7 @@ class Origin:
         return 4
 
     def distrust(self, file: FileSpec) -> bool:
+        self.distrusted.append(file.path)
         return False
 
     async def close(self) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from typing import Final, NamedTuple
-from urllib.parse import parse_qsl, quote, unquote, urlencode
+from urllib.parse import quote, unquote, urlencode
 
 from weightd.core.errors import RefSyntax
 
@@ -103,7 +103,9 @@ def _repo(repo: str) -> str:
 
 
 def _patterns(query: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    pairs = parse_qsl(query, keep_blank_values=True)
+    # Not `parse_qsl`, which would make a space of a "+".
+    said = [pair.partition("=") for pair in query.split("&")] if query else []
+    pairs = [(name, unquote(value)) for name, _, value in said]
     for name, value in pairs:
         if name not in ("include", "exclude") or not value:
             raise RefSyntax(

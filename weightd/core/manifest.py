@@ -67,7 +67,9 @@ class FileSpec(msgspec.Struct, frozen=True, omit_defaults=True):
         if self.digest is not None:
             return self.digest
         if self.git_id:
-            return f"git:{self.git_id}:{self.size}"
+            # Two files with one SHA-1 can be made: what one repository says of its files counts for no other.
+            text = "\0".join((self.url.partition("@")[0], str(self.size), self.git_id))
+            return "git:" + hashlib.sha256(text.encode()).hexdigest()
         if not self.validator.etag and not self.validator.last_modified:
             return ""
         text = "\0".join((self.url, str(self.size), self.validator.etag, self.validator.last_modified))

@@ -16,7 +16,7 @@ READABLE = ("https", "http", "s3", "hf", "file")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(?:/[A-Za-z0-9][A-Za-z0-9._-]*){0,3}")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
-_HUB_SECRET = re.compile(r"(?<=hf://)[^/@]*:[^/@]*(?=@)|hf_\w{16,}", re.IGNORECASE)
+_HUB_TOKEN = re.compile(r"hf_\w{16,}", re.IGNORECASE)
 
 
 class Ref(NamedTuple):
@@ -107,11 +107,11 @@ def _split(text: str) -> SplitResult:
 def redact(url: str) -> str:
     """A URL for people: user, password and query values removed. Never raises.
 
-    In hf:// refs "@" is followed by the revision and "?" by patterns, which are shown; what may be a token is not. Of
-    s3:// refs the query is shown: it holds a version and patterns (`parse_s3` lets nothing else in).
+    In sound hf:// refs "@" is followed by the revision and "?" by patterns, which are shown; what may be a token is
+    not. Of s3:// refs the query is shown: it holds a version and patterns (`parse_s3` lets nothing else in).
     """
-    if _SCHEME.match(url) and url[:5].lower() == "hf://":
-        return _HUB_SECRET.sub("…", url)
+    if url[:5].lower() == "hf://":
+        return _HUB_TOKEN.sub("…", _redact_hub(url))
     try:
         parts = urlsplit(url)
         _ = parts.port  # Raises for "user:pass/word@host", where what stands as the host is none.
@@ -125,3 +125,13 @@ def redact(url: str) -> str:
 
 def _plain(scheme: str, pair: str) -> bool:
     return scheme == "s3" and pair.startswith(("versionId=", "include=", "exclude="))
+
+
+def _redact_hub(url: str) -> str:
+    try:
+        parse_hub(url)
+    except WeightdError:
+        # Nobody knows what stands before the "@" or behind the "?".
+        address = url[5:].partition("?")[0]
+        return f"hf://{'…' if '@' in address else ''}{address.rpartition('@')[2]}"
+    return url

@@ -172,12 +172,20 @@ class HubSource:
         listed = await self._in_thread(lambda aborted: self._files(commit, aborted))
         choice = Choice(ref, listed, self._options.include, self._options.exclude)
         if choice.single is not None:
-            return await self._specs(commit, [choice.single], len(choice.folder))
+            single = await self._here(ref, commit, [choice.single])
+            return await self._specs(commit, single, len(choice.folder))
         chosen = choice.files
         if choice.index is not None:
             (index,) = await self._specs(commit, [choice.index], 0)
             chosen = choice.by_index(await self._shards(index))
-        return await self._specs(commit, chosen, len(choice.folder))
+        return await self._specs(commit, await self._here(ref, commit, chosen), len(choice.folder))
+
+    async def _here(self, ref: HubRef, commit: Commit, files: Sequence[HubFile]) -> Sequence[HubFile]:
+        """Without the network, those that the cache has."""
+        if not self._access.offline:
+            return files
+        whole = not ref.include and len(files) > 1
+        return await asyncio.to_thread(lambda: self._cache().present(commit, files, whole=whole))
 
     async def _specs(self, commit: Commit, files: Sequence[HubFile], cut: int) -> list[FileSpec]:
         """`cut` characters of their paths are left out."""

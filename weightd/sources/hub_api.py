@@ -86,8 +86,10 @@ class HubApi:
             error = refusal(told, ref, asked)
             raise self._suggesting(error, ref, aborted) if isinstance(error, RevisionNotFound) else error
         info = _decoded(told, _Info, asked)
-        if not is_commit(info.sha):
-            raise SourceUnavailable(f"{asked.endpoint} names no commit of {ref.repo}", remedy="Check the endpoint.")
+        if not is_commit(info.sha) or (ref.pinned and info.sha != ref.revision):
+            raise SourceUnavailable(
+                f"{asked.endpoint} names no commit of {ref.repo}, or another", remedy="Check the endpoint."
+            )
         return Commit(_renamed(info.id, ref.repo), info.sha)
 
     def files(self, commit: Commit, aborted: Aborted) -> list[HubFile]:

@@ -201,3 +201,13 @@ async def test_a_mirror(world: World, repo: Repo, hub: Hub) -> None:
         assert await world.contents() == {name: FILES[name] for name in CHOSEN}
     assert all("authorization" in r.headers for r in mirror.requests)
     assert not any("authorization" in r.headers for r in hub.requests)
+
+
+async def test_a_commit_is_answered_by_itself(world: World, repo: Repo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Hub or mirror that names another is not believed."""
+    first = repo.refs["refs/heads/main"]
+    second = repo.commits[repo.commit({"config.json": b"[]"})]
+    monkeypatch.setattr(repo, "find", lambda revision: second)
+    with pytest.raises(SourceUnavailable, match="or another"):
+        await world.resolve(f"hf://org/name@{first}")
+    assert (await world.resolve(f"hf://org/name@{second.sha}")).revision == second.sha
