@@ -209,7 +209,7 @@ async def test_offline_what_is_there_in_part(world: World, cache: Path) -> None:
     blob(cache, "model.safetensors").unlink()
     world.home = world.home._replace(offline=True)
     world.options = msgspec.structs.replace(world.options, exclude=("*.bin",))
-    assert "no weights" in (await refused(world, SourceNotFound, "hf://org/name")).message
+    assert (await refused(world, NotInCache, "hf://org/name")).file == "model.safetensors"
 
 
 @pytest.mark.parametrize("target", ["/etc/hostname", "../../../../elsewhere"])

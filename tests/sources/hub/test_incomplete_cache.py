@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import snapshot_download
 
-from tests.sources.hub.conftest import FILES, WEIGHTS, World
+from tests.sources.hub.world import FILES, WEIGHTS, World
 from tests.support.hub_repos import Repo
 from weightd.core.errors import NotInCache
 
