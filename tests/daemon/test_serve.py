@@ -55,7 +55,7 @@ def test_ctrl_c_ends_it_as_sigterm_does(tmp_path: Path) -> None:
 
 def test_an_open_lease_and_a_fetch_under_way_do_not_hold_up_a_stop(tmp_path: Path) -> None:
     with Served(tmp_path) as served, Origin({"f.bin": DATA, "slow.bin": DATA}) as origin:
-        origin.fault("slow.bin", Fault(stall_after=1 << 20))
+        origin.fault("slow.bin", Fault(stall_after=1000))
         served.ready()
         slow = subprocess.Popen(
             [sys.executable, "-m", "weightd", "--socket", str(served.socket), "fetch", origin.url("slow.bin")],
