@@ -53,6 +53,8 @@ FAULTS = {
     ),
     "unknown": ('match = "s3://b"\nkey = "x"', "line 3: credentials.0.key: unknown key"),
     "twice": ('match = "s3://b"\n[[credentials]]\nmatch = "s3://b"', "line 4: credentials.1.match: 's3://b' stands"),
+    "endpoint": ('match = "s3://b"\nendpoint = "h:1"', "line 3: credentials.0.endpoint: not an address"),
+    "region": ('match = "s3://b"\nregion = "a b"', "line 3: credentials.0.region: 'a b' is no name"),
     "no systemd": ('match = "hf://o/*"\ncredential = "c"', "line 3: credentials.0.credential: $CREDENTIALS_DIRECTORY"),
     "climbs": ('match = "hf://o/*"\ncredential = "../c"', "line 3: credentials.0.credential: '../c' is no name"),
 }

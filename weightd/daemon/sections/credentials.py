@@ -10,6 +10,7 @@ import msgspec
 
 from weightd.core.credentials import Credential, check_credential
 from weightd.daemon.config_reader import Reader
+from weightd.daemon.sections.s3 import check_endpoint, check_region
 
 _INLINE = {"secret_access_key": "secret_access_key_file", "session_token": "session_token_file", "token": "token_file"}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -30,6 +31,8 @@ def read_credentials(reader: Reader, env: Mapping[str, str]) -> tuple[Credential
 def _resolved(reader: Reader, env: Mapping[str, str], index: int, one: Credential) -> Credential:
     at = ("credentials", str(index))
     reader.value((*at, "match"), lambda _: check_credential(one), one)
+    reader.value((*at, "endpoint"), check_endpoint, one.endpoint)
+    reader.value((*at, "region"), check_region, one.region)
     secret = "secret_access_key_file" if one.scheme == "s3" else "token_file"
     files = {f: getattr(one, f) for f in (secret, "session_token_file")}
     paths = {field: str(reader.path(file) or "") for field, file in files.items()}
