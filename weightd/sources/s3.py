@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable, Coroutine, Iterable
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 
@@ -18,6 +18,8 @@ from weightd.core.crc import Crc, CrcAlgorithm
 from weightd.core.credentials import Credential
 from weightd.core.digest import Digest
 from weightd.core.errors import (
+    CredentialsExpired,
+    CredentialsRejected,
     ManifestError,
     NotFound,
     SourceChanged,
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from weightd.sources.s3_clients import Clients
     from weightd.sources.s3_store import Listed, Store
 
+T = TypeVar("T")
 _SUMS: Final = {f"x-amz-checksum-{a.value.lower()}": a for a in CrcAlgorithm}
 _TYPE: Final = "x-amz-checksum-type"
 
@@ -64,14 +67,16 @@ class S3Source:
 
     async def resolve(self, ref: Ref) -> Manifest:
         try:
-            files = await self._thread.run(self._files(parse_s3(ref.text)))
+            at = parse_s3(ref.text)
+            files = await self._thread.run(self._twice(lambda: self._files(at)))
             return make_manifest(ref.shown, repo.format_of(f.path for f in files), files)
         except WeightdError as e:
             raise e.about(ref=ref.shown) from None
 
     async def stat(self, ref: Ref, path: str, url: str, *, size: int | None, digest: Digest | None) -> FileSpec:
         try:
-            return await self._thread.run(self._stat(path, parse_s3(url), size, digest))
+            at = parse_s3(url)
+            return await self._thread.run(self._twice(lambda: self._stat(path, at, size, digest)))
         except WeightdError as e:
             raise e.about(ref=ref.shown, file=path) from None
 
@@ -92,6 +97,15 @@ class S3Source:
         await asyncio.to_thread(self._thread.close)
 
     # What follows runs on the thread of its own.
+
+    async def _twice(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Once more where credentials are refused that were good before: others may be in their place."""
+        try:
+            return await work()
+        except (CredentialsExpired, CredentialsRejected):
+            if self._made is None or not self._made.were_good():
+                raise
+        return await work()
 
     async def _files(self, at: S3Object) -> list[FileSpec]:
         if at.is_prefix:

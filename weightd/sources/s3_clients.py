@@ -8,10 +8,10 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
 import msgspec
-from botocore.exceptions import BotoCoreError
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
 from weightd.core.credentials import Credential
-from weightd.core.errors import SourceDenied
+from weightd.core.errors import CredentialsExpired, CredentialsRejected, SourceDenied
 from weightd.core.s3 import S3Object
 from weightd.core.signed import good_until, renew_at
 from weightd.sources import s3_faults as faults
@@ -22,10 +22,20 @@ from weightd.sources.s3_settings import S3Options, Secrets, Setting, setting_of
 from weightd.sources.s3_store import Store
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Made:
+    """`before`: what it replaced, which somebody may still be asking."""
+
     secrets: Secrets
     store: Store
+    opened: AsyncExitStack
+    before: _Made | None = None
+
+    async def close(self) -> None:
+        before, self.before = self.before, None
+        if before is not None:
+            await before.close()
+        await self.opened.aclose()
 
 
 class Clients:
@@ -34,7 +44,6 @@ class Clients:
     def __init__(self, options: S3Options, rules: tuple[Credential, ...], receiving: Receiving) -> None:
         self._options, self._rules, self._receiving = options, rules, receiving
         self._made: dict[Setting, _Made] = {}
-        self._opened = AsyncExitStack()
         self._making = asyncio.Lock()
         self._minted: dict[str, float] = {}
         """By file: until when its last address is good enough."""
@@ -51,28 +60,42 @@ class Clients:
         there = msgspec.structs.replace(setting.options, region=region)
         return await self._of(msgspec.structs.replace(setting, options=there))
 
+    def were_good(self) -> bool:
+        """Whether some credentials were refused that had been taken before: there may be others in their place now."""
+        return any(made.store.rejected and made.store.worked for made in self._made.values())
+
     async def _of(self, setting: Setting) -> Store:
         secrets = Secrets.of(setting)
         async with self._making:
             made = self._made.get(setting)
-            if made is None or made.secrets != secrets:
-                # One that is replaced stays open, for who is asking it: keys change now and then.
-                made = self._made[setting] = _Made(secrets, await self._open(setting, secrets))
-            return made.store
+            if made is not None and made.secrets == secrets and not made.store.rejected:
+                return made.store
+            fresh = await self._open(setting, secrets)
+            if made is not None:
+                fresh.before, outdated = made, made.before
+                made.before = None
+                if outdated is not None:
+                    await outdated.close()
+            self._made[setting] = fresh
+            return fresh.store
 
-    async def _open(self, setting: Setting, secrets: Secrets) -> Store:
+    async def _open(self, setting: Setting, secrets: Secrets) -> _Made:
         http = self._receiving.options
         # Longer than all attempts of one question take, their pauses included.
         limit = (http.connect_timeout + http.read_timeout) * http.attempts + 60.0
         where = setting.options.endpoint or "AWS"
         try:
-            session = open_session(setting, http)
-            client = await self._opened.enter_async_context(client_of(session, setting, secrets, http))
-            signs = not setting.options.anonymous and not secrets.id
-            credentials = await session.get_credentials() if signs else None
-        except (BotoCoreError, OSError, ValueError) as e:
+            async with asyncio.timeout(limit):
+                session = open_session(setting, http)
+                signs = not setting.options.anonymous and not secrets.id
+                credentials = await session.get_credentials() if signs else None
+                if signs and credentials is None:
+                    raise NoCredentialsError  # And not a client that never has any.
+                opened = AsyncExitStack()
+                client = await opened.enter_async_context(client_of(session, setting, secrets, http))
+        except (BotoCoreError, ClientError, OSError, ValueError) as e:
             raise faults.translated(e, where, where) from None
-        return Store(client, setting.options, credentials, self._receiving.pool.gates, limit)
+        return _Made(secrets, Store(client, setting.options, credentials, self._receiving.pool.gates, limit), opened)
 
     async def address(self, at: S3Object, url: str) -> Minted:
         """Where the file `url` is. Asked again before it had to be, the last address was of no use: then a byte is read
@@ -94,7 +117,11 @@ class Clients:
         """The object if it can be read; without its version, if only that can: naming one takes a right of its own
         (s3:GetObjectVersion), and what is read is guarded by its ETag in any case."""
         try:
-            await store.check(at)
+            try:
+                await store.check(at)
+            except (CredentialsExpired, CredentialsRejected):
+                store = await self.of(at)  # With what is in their place now.
+                await store.check(at)
         except SourceDenied:
             if not at.version:
                 raise
@@ -104,4 +131,6 @@ class Clients:
         return at
 
     async def close(self) -> None:
-        await self._opened.aclose()
+        for made in self._made.values():
+            await made.close()
+        self._made.clear()

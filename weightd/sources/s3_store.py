@@ -12,7 +12,13 @@ from urllib.parse import parse_qs, urlsplit
 from botocore.exceptions import BotoCoreError, ClientError
 
 from weightd.core.crc import CrcAlgorithm
-from weightd.core.errors import ManifestError, WeightdError
+from weightd.core.errors import (
+    CredentialsExpired,
+    CredentialsMissing,
+    CredentialsRejected,
+    ManifestError,
+    WeightdError,
+)
 from weightd.core.ranges import THROTTLED, asked_to_wait
 from weightd.core.s3 import S3Object
 from weightd.sources import s3_faults as faults
@@ -27,6 +33,7 @@ LEAST_LIFE_S: Final = 1
 MAX_LISTED: Final = 100_000
 """Objects below one prefix; a model has some thousands at most."""
 _FAULTS: Final = (ClientError, BotoCoreError, OSError, ValueError)
+_NO_CREDENTIALS: Final = (CredentialsExpired, CredentialsMissing, CredentialsRejected)
 _PAYS: Final = {"x-amz-request-payer": "requester"}
 
 
@@ -46,12 +53,13 @@ class StoredPart(NamedTuple):
 
 
 class Store:
-    """One client. On its own loop."""
+    """One client. On its own loop. `rejected`: its credentials are good no more."""
 
     def __init__(self, client: Any, options: S3Options, credentials: Any, gates: SharedGates, limit: float) -> None:
         self._client, self._options, self._credentials = client, options, credentials
         self._gates, self._limit = gates, limit
         self._endpoint = str(client.meta.endpoint_url)
+        self.rejected = False
         self._reached: set[str] = set()
         self._regions: dict[str, str] = {}
         client.meta.events.register("needs-retry.s3", self._answered)
@@ -61,6 +69,11 @@ class Store:
     def reached(self, bucket: str) -> bool:
         """Whether an answer came of it: then it is known where the bucket is."""
         return bucket in self._reached
+
+    @property
+    def worked(self) -> bool:
+        """Whether its credentials ever were good for anything."""
+        return bool(self._reached)
 
     def region_of(self, bucket: str) -> str:
         """Where the server led, if that is not this client's own region; else ""."""
@@ -179,7 +192,9 @@ class Store:
             raise self._translated(e, at) from None
 
     def _translated(self, e: Exception, at: S3Object) -> WeightdError:
-        return faults.translated(e, at.shown, self._endpoint)
+        error = faults.translated(e, at.shown, self._endpoint)
+        self.rejected = self.rejected or isinstance(error, _NO_CREDENTIALS)
+        return error
 
     def _answered(self, response: tuple[Any, Any] | None, request_dict: Mapping[str, Any], **_: object) -> None:
         """Before each retry: what the server says of its load counts for the receivers too."""

@@ -16,12 +16,14 @@ from awscrt import checksums
 from tests.sources.s3.conftest import Make, fault, read, resolve
 from tests.support.proxy import Proxy
 from tests.support.scripted_s3 import Answer, Asked, ScriptedS3, error
+from tests.support.seaweed import Keys
 from weightd.core.crc import Crc, CrcAlgorithm, encode_crc
 from weightd.core.credentials import Credential
 from weightd.core.errors import (
     ClockSkew,
     ConfigError,
     CredentialsExpired,
+    CredentialsMissing,
     CredentialsRejected,
     InvalidArgument,
     ManifestError,
@@ -35,8 +37,10 @@ from weightd.core.errors import (
 from weightd.sources.connection import HttpOptions
 from weightd.sources.proxies import Proxies
 from weightd.sources.proxies import Proxy as ProxyAt
+from weightd.sources.s3 import S3Source
 from weightd.sources.urls import target
 
+Use = Callable[[Keys], None]
 DATA = bytes(range(256)) * 100
 REF = "s3://bucket/m/model.safetensors"
 
@@ -305,3 +309,70 @@ async def test_settings_that_make_no_request(make: Make, admin: None, options: d
     given = {"endpoint": "http://127.0.0.1:9"} | options
     e = await fault(make(**given), "s3://bucket/m/")
     assert type(e) is ConfigError
+
+
+class Door:
+    """Lets `key` in, and no other."""
+
+    def __init__(self, server: ScriptedS3, use: Use) -> None:
+        self.key, self._use = "FIRSTKEY", use
+        use(Keys(self.key, "a-s3cr3t"))
+        server.rule(self._ask)
+
+    def _ask(self, asked: Asked) -> Answer | None:
+        signed = asked.headers.get("authorization", "") + asked.query.get("X-Amz-Credential", "")
+        return None if self.key in signed else error(403, "InvalidAccessKeyId")
+
+    def replace(self) -> None:
+        self.key = "SECONDKEY"
+        self._use(Keys(self.key, "a-s3cr3t"))
+
+
+@pytest.mark.parametrize("ref", [REF, "s3://bucket/m/"])
+async def test_credentials_that_are_replaced(server: ScriptedS3, make: Make, use: Use, ref: str) -> None:
+    """While the daemon runs: it is neither started anew nor asked twice, nor does a fetch under way fail."""
+    door, source = Door(server, use), make(server.endpoint)
+    (file,) = (await resolve(source, ref)).files
+    door.replace()
+    assert len((await resolve(source, ref)).files) == 1
+    assert await read(source, file) == DATA
+    use(Keys("NOBODYSKEY", "a-s3cr3t"))
+    door.key = "NONE"
+    assert type(await fault(source, ref)) is CredentialsRejected
+
+
+async def test_credentials_that_are_replaced_between_two_parts(server: ScriptedS3, make: Make, use: Use) -> None:
+    door, source = Door(server, use), make(server.endpoint)
+    (file,) = (await resolve(source, REF)).files
+    assert await read(source, file) == DATA
+    door.replace()
+    assert await read(source, file) == DATA
+
+
+async def test_credentials_that_come_late(
+    server: ScriptedS3, make: Make, use: Use, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    source = make(server.endpoint)
+    for _ in range(2):
+        assert type(await fault(source, REF)) is CredentialsMissing
+    assert server.log == []
+    use(Keys("FIRSTKEY", "a-s3cr3t"))
+    (file,) = (await resolve(source, REF)).files
+    assert await read(source, file) == DATA
+
+
+async def test_clients_that_were_replaced_are_closed(server: ScriptedS3, make: Make, use: Use) -> None:
+    """Keys of an hour are replaced ten thousand times in a year."""
+    source = make(server.endpoint)
+    await resolve(source, REF)
+    server.rule(lambda a: error(403, "InvalidAccessKeyId"))
+    for _ in range(5):
+        assert type(await fault(source, REF)) is CredentialsRejected
+    s3 = source._by_scheme["s3"]
+    assert isinstance(s3, S3Source)
+    assert s3._made is not None
+    (made,) = s3._made._made.values()
+    assert made.before is not None
+    assert made.before.before is None
