@@ -9,6 +9,7 @@ SeaweedFS does not have. A real HTTP/1.1 server in threads; signatures are not c
 from __future__ import annotations
 
 import hashlib
+import ssl
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -57,14 +58,17 @@ def error(status: int, code: str, more: str = "", headers: Mapping[str, str] | N
 class ScriptedS3:
     """`log`: all requests."""
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
         self.log: list[Asked] = []
         self.objects: dict[str, Stored] = {}
         self.lock = threading.Lock()
         self._rules: list[list[object]] = []
         self._server = _Server(("127.0.0.1", 0), _Handler)
         self._server.owner = self
-        self.endpoint = f"http://127.0.0.1:{self._server.server_address[1]}"
+        if tls is not None:
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True, do_handshake_on_connect=False)
+        scheme = "https" if tls else "http"
+        self.endpoint = f"{scheme}://127.0.0.1:{self._server.server_address[1]}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), name="scripted-s3")
 
     def put(self, path: str, data: bytes, headers: dict[str, str] | None = None) -> None:

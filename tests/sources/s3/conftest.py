@@ -28,7 +28,7 @@ def _clean(no_aws: None) -> None:
 
 @pytest.fixture
 async def make() -> AsyncIterator[Make]:
-    """`make(endpoint, keys=ADMIN in the environment is `environment`'s business, **options)`."""
+    """`make(endpoint, credentials, **options)`: sources whose `[s3]` has these options."""
     made: list[Sources] = []
 
     def one(

@@ -7,8 +7,10 @@ import datetime
 import email.utils
 import random
 import re
+import ssl
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from awscrt import checksums
@@ -17,6 +19,7 @@ from tests.sources.s3.conftest import Make, fault, read, resolve
 from tests.support.proxy import Proxy
 from tests.support.scripted_s3 import Answer, Asked, ScriptedS3, error
 from tests.support.seaweed import Keys
+from tests.support.tls import make_certificate
 from weightd.core.crc import Crc, CrcAlgorithm, encode_crc
 from weightd.core.credentials import Credential
 from weightd.core.errors import (
@@ -295,6 +298,22 @@ async def test_addressing_by_host_through_a_proxy(server: ScriptedS3, make: Make
         assert await read(source, file) == DATA
         assert len(proxy.log) > asked
     assert {a.headers["host"] for a in server.log} == {f"bucket.s3.test:{port}"}
+
+
+async def test_a_private_authority(make: Make, admin: None, tmp_path: Path) -> None:
+    """The one of [http] ca_file, for both kinds of requests."""
+    both = make_certificate(tmp_path / "both.pem")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(both)
+    with ScriptedS3(context) as server:
+        server.put("bucket/m/model.safetensors", DATA)
+        http = HttpOptions(connect_timeout=5, read_timeout=5, attempts=1, ca_file=str(both.with_suffix(".crt")))
+        source = make(server.endpoint, http=http)
+        (file,) = (await resolve(source, REF)).files
+        assert await read(source, file) == DATA
+        e = await fault(make(server.endpoint), REF)
+        assert type(e) is SourceUnavailable
+        assert "http.ca_file" in e.remedy
 
 
 async def test_a_server_that_does_not_speak_s3(server: ScriptedS3, make: Make) -> None:
