@@ -17,8 +17,7 @@ from tests.support.serving import run_script
 from weightd import Client
 from weightd.cli.link import link_model
 from weightd.client.types import ModelInfo
-from weightd.core.budget import human
-from weightd.core.errors import InvalidArgument, NotFound
+from weightd.core.errors import InvalidArgument, NotFound, RefSyntax
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 OFFLINE = """if True:
@@ -47,38 +46,23 @@ def test_links_to_the_blobs_of_a_daemon(served: Served, held: ModelInfo, tmp_pat
     assert Path(run_script(OFFLINE, tmp_path).stdout.strip(), "model.safetensors").read_bytes() == MODEL
 
 
-def test_command(served: Served, held: ModelInfo, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What it prints, first and when it is repeated. The daemon is a real one; it takes no hf:// refs here."""
-
-    class AsOfTheHub(Client):
-        def model(self, ref: str) -> ModelInfo:
-            assert ref == held.ref
-            return held
-
-    monkeypatch.setattr("weightd.cli.link.parse_ref", lambda ref: ref)
-    monkeypatch.setattr("weightd.cli.link.connect", AsOfTheHub)
-    arguments = ("--socket", served.socket, "link", held.ref, "--hf-cache", tmp_path)
-    snapshot = f"{tmp_path}/models--org--name/snapshots/{COMMIT}"
-    hard = os.stat(served.state_dir).st_dev == os.stat(tmp_path).st_dev
-    kind = "hard link" if hard else "symlink"
-    assert cli(*arguments).out == f"hf://org/name: 1 file, {human(held.size)} (1 {kind}): {snapshot}\n"
-    assert cli(*arguments).out == f"hf://org/name: 1 file, {human(held.size)} (1 kept): {snapshot}\n"
-    (told,) = cli(*arguments, "--json").objects
-    counts = {"hard_links": 0, "symlinks": 0, "kept": 1}
-    assert told == {"type": "link", "ref": "hf://org/name", "revision": COMMIT, "directory": snapshot} | counts
-
-
 def test_file_outside_of_lfs(served: Served, host: Cli, origin: Origin, tmp_path: Path) -> None:
     ref = origin.url("m/config.json")
     assert host("fetch", ref).code == 0
     with Client(str(served.socket)) as client:
-        model = msgspec.structs.replace(client.model(ref), ref="hf://org/name@v1", revision=COMMIT)
+        model = client.model(ref)
+    files = tuple(msgspec.structs.replace(f, git_id=blob_id(b"{}")) for f in model.files)
+    model = msgspec.structs.replace(model, ref="hf://org/name@v1", revision=COMMIT, files=files)
     link_model(model, served.state_dir, tmp_path)
     assert [blob.name for blob in (tmp_path / "models--org--name/blobs").iterdir()] == [blob_id(b"{}")]
     assert (tmp_path / "models--org--name/refs/v1").read_text() == COMMIT
-    link_model(model, served.state_dir, tmp_path / "other", lfs=lambda _: True)
-    names = [blob.name for blob in (tmp_path / "other/models--org--name/blobs").iterdir()]
-    assert names == [hashlib.sha256(b"{}").hexdigest()]
+
+
+@pytest.mark.parametrize("ref", ["hf://org/name/unet", "hf://org/name@main/model.safetensors", "bench"])
+def test_not_a_whole_repository(served: Served, held: ModelInfo, tmp_path: Path, ref: str) -> None:
+    with pytest.raises(RefSyntax):
+        link_model(msgspec.structs.replace(held, ref=ref), served.state_dir, tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
 
 
 def test_not_a_commit(served: Served, held: ModelInfo, tmp_path: Path) -> None:

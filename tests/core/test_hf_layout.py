@@ -10,7 +10,7 @@ from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import validate_repo_id
 
 from weightd.core.errors import InvalidArgument, ManifestError, RefSyntax
-from weightd.core.hf_layout import Etag, check_repo, layout, named
+from weightd.core.hf_layout import Etag, check_repo, layout
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 GIT, LFS = "a" * 40, "b" * 64
@@ -80,16 +80,6 @@ def test_repositories_are_those_of_the_client(repo: str) -> None:
             check_repo(repo)
     else:
         assert check_repo(repo) == repo
-
-
-def test_named() -> None:
-    assert named("hf://org/name") == ("org/name", "main")
-    assert named("hf://gpt2@refs/pr/1") == ("gpt2", "refs/pr/1")
-    assert named("hf://org/name@dev%2Fnew?include=*.json") == ("org/name", "dev/new")
-    others = ("https://huggingface.co/org/name", "hf://", "demo", "hf://@main")
-    for ref in (*others, "hf://a/b/c", "hf://a/b@main/c", "hf://a/b@refs/pr/1/c", "hf://a/b/c@main"):
-        with pytest.raises(RefSyntax):
-            named(ref)
 
 
 def test_etag() -> None:

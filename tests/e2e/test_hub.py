@@ -19,6 +19,7 @@ from tests.e2e.host import WEIGHTD, Host, assert_refused, clean_environment, dae
 from tests.support.hub import Hub
 from tests.support.hub_repos import Repo
 from tests.support.origin import Fault
+from tests.support.serving import run_script
 from weightd import Client
 from weightd.core.verification import Verification
 
@@ -203,3 +204,34 @@ def test_what_is_the_same_is_not_fetched_again(host: Host, hub: Hub) -> None:
     asked = hub.asked_of("org/moving/resolve/*")[before[0] :]
     assert {r.path.rpartition("/")[2] for r in asked} == {"config.json"}
     assert len(hub.cdn.requests) == before[1]
+
+
+OFFLINE = """if True:
+    import os, sys
+    os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": sys.argv[1], "HF_HUB_DISABLE_TELEMETRY": "1"}
+    from huggingface_hub import snapshot_download
+    print(snapshot_download("org/name"))"""
+
+
+def test_linked_as_a_cache_of_the_client(hub: Hub, host: Host, tmp_path: Path) -> None:
+    """Without the network the unmodified client finds what the daemon holds; and it is what it would hold itself."""
+    assert host.cli("fetch", "hf://org/name").code == 0
+    cache = tmp_path / "linked"
+    with Client(host.socket) as client:
+        commit = client.model("hf://org/name").revision
+    snapshot = f"{cache}/models--org--name/snapshots/{commit}"
+    told = host.cli("link", "hf://org/name", "--hf-cache", str(cache))
+    assert told.code == 0, told
+    assert told.out.startswith("hf://org/name: 4 files, ")
+    assert told.out.endswith(f": {snapshot}\n")
+    (again,) = host.cli("link", "hf://org/name", "--hf-cache", str(cache), "--json").objects
+    assert (again["kept"], again["hard_links"], again["symlinks"]) == (4, 0, 0)
+    assert (again["revision"], again["directory"]) == (commit, snapshot)
+    assert run_script(OFFLINE, cache).stdout.strip() == snapshot
+    assert tree(Path(snapshot)) == FILES
+    snapshot_download(
+        "org/name", endpoint=hub.endpoint, token=TOKEN, cache_dir=tmp_path / "own", ignore_patterns=list(LEFT_OUT)
+    )
+    close_client()
+    blobs = [{b.name for b in (root / "models--org--name/blobs").iterdir()} for root in (cache, tmp_path / "own")]
+    assert blobs[0] == blobs[1]

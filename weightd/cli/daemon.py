@@ -35,6 +35,7 @@ def model_fields(model: ModelInfo) -> dict[str, object]:
                 "shm": f.shm.name.lower(),
                 "nvme": f.nvme.name.lower(),
                 "last_verified": f.last_verified,
+                "git_id": f.git_id,
             }
             for f in model.files
         ],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -11,13 +10,14 @@ from weightd.cli.daemon import connect
 from weightd.cli.progress import emit
 from weightd.cli.stop import sigterm_raises
 from weightd.cli.text import count
-from weightd.client.types import ModelFile, ModelInfo
+from weightd.client.types import ModelInfo
 from weightd.core.budget import human
 from weightd.core.digest import blob_name, hex_of, parse_digest
-from weightd.core.hf_layout import layout, named
+from weightd.core.errors import RefSyntax
+from weightd.core.hf_layout import layout
+from weightd.core.hub_ref import SCHEME, HubRef, parse_hub
 from weightd.core.refs import parse_ref
-from weightd.core.verification import Verification
-from weightd.storage.hf_cache import Held, Linked, etag_of, link_snapshot
+from weightd.storage.hf_cache import Held, Linked, link_snapshot
 
 
 @click.command("link", short_help="Lay a model out as a Hugging Face cache.")
@@ -47,24 +47,30 @@ def command(socket: str | None, ref: str, cache: Path, as_json: bool) -> None:
     _report(model, made, as_json)
 
 
-def in_lfs(file: ModelFile) -> bool:
-    """Whether the Hub keeps the file in LFS: of those files alone it gives a SHA-256."""
-    return file.verification is Verification.SHA256
+def repository(ref: str) -> HubRef:
+    """What an hf:// ref names. Raises RefSyntax, also for one file or directory of a repository, which is no
+    snapshot."""
+    if not ref.startswith(SCHEME):
+        raise RefSyntax("not a model of the Hugging Face Hub", ref=ref, remedy="Name it as hf://org/name@revision.")
+    found = parse_hub(ref)
+    if found.path:
+        raise RefSyntax("not a whole repository", ref=ref, remedy="Name it as hf://org/name@revision.")
+    return found
 
 
-def link_model(model: ModelInfo, state: Path, cache: Path, lfs: Callable[[ModelFile], bool] = in_lfs) -> Linked:
-    """Lay `model` out below `cache`. `state` is the daemon's directory; `lfs` says of which files the etag is the
-    SHA-256. See `link_snapshot`; raises RefSyntax for a model that is not the Hub's."""
-    repo, revision = named(model.ref)
+def link_model(model: ModelInfo, state: Path, cache: Path) -> Linked:
+    """Lay `model` out below `cache`. `state` is the daemon's directory. See `link_snapshot`; raises RefSyntax for a
+    model that is not the Hub's."""
+    hub = repository(model.ref)
     etags: dict[str, str] = {}
     held: dict[str, Held] = {}
     for file in model.files:
         digest = parse_digest(file.digest)
         path = Path(model.directory) / file.path
-        etag = hex_of(digest) if lfs(file) else etag_of(path, lfs=False)
+        etag = file.git_id or hex_of(digest)
         etags[file.path] = etag
         held[etag] = Held(file.size, path, state / blob_name(digest))
-    return link_snapshot(cache, layout(repo, revision, model.revision, etags), held)
+    return link_snapshot(cache, layout(hub.repo, hub.revision, model.revision, etags), held)
 
 
 def _report(model: ModelInfo, made: Linked, as_json: bool) -> None:

@@ -72,6 +72,7 @@ def _model_file(f: pb.ModelFile) -> ModelFile:
         shm=residency_from_pb(f.shm),
         nvme=residency_from_pb(f.nvme),
         last_verified=f.last_verified,
+        git_id=f.git_id,
     )
 
 

@@ -15,7 +15,8 @@ Tier = Literal["shm", "nvme"]
 
 class ModelFile(msgspec.Struct, frozen=True):
     """One file of a model that the daemon holds. `digest` is "sha256:…"; `last_verified` the Unix time at which the
-    copy on NVMe was last compared with it, 0 when nobody knows."""
+    copy on NVMe was last compared with it, 0 when nobody knows; `git_id` that of its git blob on the Hugging Face Hub,
+    "" for a file in LFS."""
 
     path: str
     size: int
@@ -24,6 +25,7 @@ class ModelFile(msgspec.Struct, frozen=True):
     shm: Residency
     nvme: Residency
     last_verified: float
+    git_id: str = ""
 
 
 class ModelInfo(msgspec.Struct, frozen=True):

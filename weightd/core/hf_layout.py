@@ -11,25 +11,15 @@ import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
-from urllib.parse import unquote
 
 from weightd.core.errors import InvalidArgument, ManifestError, RefSyntax
 from weightd.core.manifest import check_path
 
 SCHEME = "hf://"
-MAIN = "main"
 COMMIT = re.compile(r"[0-9a-f]{40}", re.ASCII)
-_SPECIAL = re.compile(r"refs/(?:pr|convert)/[A-Za-z0-9_]+", re.ASCII)
 _ETAG = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}", re.ASCII)
 _REPO = re.compile(r"(\b[\w\-.]{1,96}\b/)?\b[\w\-.]{1,96}\b", re.ASCII)
 """REPO_ID_REGEX of huggingface_hub's utils/_validators.py, as are the further rules in `check_repo`."""
-
-
-class Named(NamedTuple):
-    """`hf://org/name@revision`; `revision` is decoded, and "main" where the ref has none."""
-
-    repo: str
-    revision: str
 
 
 class Layout(NamedTuple):
@@ -49,17 +39,6 @@ class Layout(NamedTuple):
     def snapshot(self) -> str:
         """The directory of `links`."""
         return f"{self.repo}/snapshots/{self.commit}"
-
-
-def named(ref: str) -> Named:
-    """The parts of an hf:// ref, whatever it selects. Raises RefSyntax, also for one file or directory of a
-    repository: its place in a snapshot is not known."""
-    if not ref.startswith(SCHEME):
-        raise RefSyntax("not a model of the Hugging Face Hub", ref=ref, remedy="Name it as hf://org/name@revision.")
-    repo, at, revision = ref.removeprefix(SCHEME).partition("?")[0].partition("@")
-    if repo.count("/") > 1 or ("/" in revision and not _SPECIAL.fullmatch(revision)):
-        raise RefSyntax("not a whole repository", ref=ref, remedy="Name it as hf://org/name@revision.")
-    return Named(check_repo(repo), unquote(revision) if at else MAIN)
 
 
 def check_repo(repo: str) -> str:

@@ -25,7 +25,8 @@ class Tier(enum.Enum):
 class FileState(msgspec.Struct, frozen=True):
     """One file of a model that is held here. `segment` is "" unless resident in shm (or 0 bytes long).
 
-    `last_verified`: Unix time at which the copy on NVMe was compared with its digest, 0 when nobody knows.
+    `last_verified`: Unix time at which the copy on NVMe was compared with its digest, 0 when nobody knows. `git_id`:
+    that of its git blob, where its source names it so.
     """
 
     path: str
@@ -36,6 +37,7 @@ class FileState(msgspec.Struct, frozen=True):
     nvme: Residency
     segment: str = ""
     last_verified: float = 0.0
+    git_id: str = ""
 
 
 class ModelState(msgspec.Struct, frozen=True):

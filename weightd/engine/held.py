@@ -124,6 +124,7 @@ def _file_state(file: FileSpec, blob: Blob) -> FileState:
         nvme=blob.nvme.state,
         segment=blob.segment.name if blob.in_shm and blob.segment else "",
         last_verified=blob.record.last_verified,
+        git_id=file.git_id,
     )
 
 

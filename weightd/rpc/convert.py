@@ -49,6 +49,7 @@ def _file_to_pb(f: FileState) -> pb.ModelFile:
         shm=residency_to_pb(f.shm),
         nvme=residency_to_pb(f.nvme),
         last_verified=f.last_verified,
+        git_id=f.git_id,
     )
 
 

@@ -281,7 +281,7 @@ class Model(_message.Message):
     def __init__(self, ref: _Optional[str] = ..., revision: _Optional[str] = ..., format: _Optional[str] = ..., directory: _Optional[str] = ..., size: _Optional[int] = ..., verification: _Optional[_Union[Verification, str]] = ..., shm: _Optional[_Union[Residency, str]] = ..., nvme: _Optional[_Union[Residency, str]] = ..., leases: _Optional[int] = ..., last_used: _Optional[float] = ..., files: _Optional[_Iterable[_Union[ModelFile, _Mapping]]] = ..., last_verified: _Optional[float] = ..., old: _Optional[bool] = ...) -> None: ...
 
 class ModelFile(_message.Message):
-    __slots__ = ("path", "size", "digest", "verification", "shm", "nvme", "last_verified")
+    __slots__ = ("path", "size", "digest", "verification", "shm", "nvme", "last_verified", "git_id")
     PATH_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -289,6 +289,7 @@ class ModelFile(_message.Message):
     SHM_FIELD_NUMBER: _ClassVar[int]
     NVME_FIELD_NUMBER: _ClassVar[int]
     LAST_VERIFIED_FIELD_NUMBER: _ClassVar[int]
+    GIT_ID_FIELD_NUMBER: _ClassVar[int]
     path: str
     size: int
     digest: str
@@ -296,7 +297,8 @@ class ModelFile(_message.Message):
     shm: Residency
     nvme: Residency
     last_verified: float
-    def __init__(self, path: _Optional[str] = ..., size: _Optional[int] = ..., digest: _Optional[str] = ..., verification: _Optional[_Union[Verification, str]] = ..., shm: _Optional[_Union[Residency, str]] = ..., nvme: _Optional[_Union[Residency, str]] = ..., last_verified: _Optional[float] = ...) -> None: ...
+    git_id: str
+    def __init__(self, path: _Optional[str] = ..., size: _Optional[int] = ..., digest: _Optional[str] = ..., verification: _Optional[_Union[Verification, str]] = ..., shm: _Optional[_Union[Residency, str]] = ..., nvme: _Optional[_Union[Residency, str]] = ..., last_verified: _Optional[float] = ..., git_id: _Optional[str] = ...) -> None: ...
 
 class WatchRequest(_message.Message):
     __slots__ = ()
