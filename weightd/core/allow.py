@@ -8,8 +8,8 @@ A pattern is
 - a model's name, with `*` likewise. Configured models need none: they are allowed by being configured.
 
 A port has to be the same, the default ones said or not. A query is matched where the pattern has one; without one it
-may be anything on the web, as signed addresses need, and has to be absent elsewhere. A pattern for hf without
-"@revision" allows all revisions.
+may be anything on the web, as signed addresses need, and for hf, where it chooses files, and has to be absent
+elsewhere. A pattern for hf without "@revision" allows all revisions, and one that names a repository all that is in it.
 
 In doubt nothing matches but `*`: not a path with empty, "." or ".." parts, in whatever encoding, with encoded slashes,
 backslashes or two encodings of one another, because proxies and servers read those in their own ways.
@@ -23,7 +23,8 @@ from collections.abc import Iterable
 from typing import Final, NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from weightd.core.errors import RefNotAllowed
+from weightd.core.errors import RefNotAllowed, RefSyntax
+from weightd.core.hub_ref import parse_hub
 from weightd.core.refs import Ref
 
 EVERYTHING: Final = "*"
@@ -65,8 +66,7 @@ class AllowList:
             return True
         if ref.scheme == "name":
             return ref.text in self._configured or any(matches(p, ref.text) for p in self._names)
-        place = _place(ref.text)
-        return place is not None and any(_matches(p, place) for p in self._places)
+        return any(_matches(p, place) for place in _places(ref) for p in self._places)
 
     def check(self, ref: Ref) -> None:
         """Raises RefNotAllowed."""
@@ -76,6 +76,24 @@ class AllowList:
                 ref=ref.shown,
                 remedy="Whoever runs it may add it to [sources] allow in its configuration, or name it as a model.",
             )
+
+
+def _places(ref: Ref) -> list[_Place]:
+    """What a pattern may match for `ref`: of a Hub its repository, or what it names in that."""
+    place = _place(ref.text)
+    if ref.scheme != "hf":
+        return [] if place is None else [place]
+    try:
+        hub = parse_hub(ref.text)
+    except RefSyntax:
+        return []
+    host, _, name = hub.repo.partition("/")
+    query = ref.text.partition("?")[2] or None
+    inside = f"/{hub.path}".rstrip("/")
+    paths = [f"/{name}"]
+    if name and inside and _parts(inside) == inside:
+        paths.append(f"/{name}{inside}")
+    return [_Place("hf", host, path, path, query, hub.revision) for path in paths]
 
 
 def matches(pattern: str, text: str) -> bool:
@@ -99,12 +117,17 @@ def matches(pattern: str, text: str) -> bool:
 
 def _matches(pattern: _Place, place: _Place) -> bool:
     web = pattern.scheme in _PORTS
+    if place.scheme == "hf" and place.path == "/" != pattern.path:
+        return False  # "hf://org/*" is not for a repository that is called "org".
     return (
         pattern.scheme == place.scheme
         and matches(pattern.host, place.host)
         and matches(_below(pattern.path), place.path)
         and (web or matches(_below(pattern.raw), place.raw))
-        and ((web and pattern.query is None) or matches(pattern.query or "", place.query or ""))
+        and (
+            (pattern.scheme in (*_PORTS, "hf") and pattern.query is None)
+            or matches(pattern.query or "", place.query or "")
+        )
         and (pattern.revision is None or matches(pattern.revision, place.revision or ""))
     )
 

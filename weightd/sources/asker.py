@@ -18,6 +18,7 @@ from typing import Final, NamedTuple, Self
 from weightd.core.backoff import full_jitter
 from weightd.core.errors import ManifestError, SourceUnavailable
 from weightd.core.ranges import THROTTLED, asked_to_wait, is_transient, single
+from weightd.core.refs import redact
 from weightd.sources import net
 from weightd.sources.connection import USER_AGENT, Connection, ConnectionPool
 from weightd.sources.quota import LONGEST_S, Quotas
@@ -41,6 +42,9 @@ class Told(NamedTuple):
     body: bytes
     url: str
     leads: str = ""
+
+    def __repr__(self) -> str:
+        return f"<Told {self.status} {redact(self.url)} {len(self.body)} bytes>"
 
 
 def wait(seconds: float, aborted: Aborted) -> None:

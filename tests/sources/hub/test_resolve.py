@@ -13,6 +13,9 @@ from tests.support.hub_repos import Repo, blob_id
 from tests.support.origin import Origin
 from weightd.core.errors import ManifestError, SelectionAmbiguous, SourceNotFound, SourceUnavailable
 from weightd.core.refs import parse_ref
+from weightd.sources.asker import Told
+from weightd.sources.hub_api import _next
+from weightd.sources.hub_errors import Asked
 
 
 async def test_a_repository(world: World, repo: Repo) -> None:
@@ -211,3 +214,36 @@ async def test_a_commit_is_answered_by_itself(world: World, repo: Repo, monkeypa
     with pytest.raises(SourceUnavailable, match="or another"):
         await world.resolve(f"hf://org/name@{first}")
     assert (await world.resolve(f"hf://org/name@{second.sha}")).revision == second.sha
+
+
+async def test_a_mirror_whose_pages_name_the_hub(world: World, repo: Repo, hub: Hub) -> None:
+    """Link is followed at the mirror, which alone has what the token is for."""
+    hub.page_size = 3
+    with Mirror(hub) as mirror:
+        world.home = world.home._replace(endpoint=mirror.endpoint)
+        assert [f.path for f in (await world.resolve()).files] == CHOSEN
+        assert len([r for r in mirror.requests if "/tree/" in r.path]) == 3
+    assert not hub.requests
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "link", "following"),
+    [
+        ("https://h", '<https://h/api/x?cursor=a%2Fb>; rel="next"', "https://h/api/x?cursor=a%2Fb"),
+        ("https://h", '</api/x?cursor=1>; rel="next"', "https://h/api/x?cursor=1"),
+        ("https://m/hub", '<https://h/api/x>; rel="next"', "https://m/hub/api/x"),
+        ("https://m/hub", '<https://m/hub/api/x>; rel="next"', "https://m/hub/api/x"),
+        ("https://h", '<https://h/api/x>; rel="prev"', ""),
+        ("https://h", "", ""),
+    ],
+)
+def test_the_following_page(endpoint: str, link: str, following: str) -> None:
+    told = Told(200, {"link": link}, b"", f"{endpoint}/api/first")
+    assert _next(told, told.url, Asked(endpoint, "")) == following
+
+
+def test_what_a_hub_told_shows_no_signature() -> None:
+    told = Told(
+        302, {"location": "https://cdn/x?Signature=s3cr3t"}, b"", "https://h/x", "https://cdn/x?Signature=s3cr3t"
+    )
+    assert "s3cr3t" not in repr(told)
