@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 
+import msgspec
 import pytest
 
 from tests.sources.hub.world import CHOSEN, FILES, World
@@ -122,6 +123,15 @@ async def test_include_and_exclude(world: World, repo: Repo) -> None:
     with pytest.raises(SourceNotFound, match="matches") as e:
         await world.resolve("hf://org/name?include=*.gguf")
     assert e.value.ref == "hf://org/name?include=*.gguf"
+
+
+async def test_patterns_of_the_configuration(world: World, repo: Repo) -> None:
+    """For refs that have none themselves."""
+    world.options = msgspec.structs.replace(world.options, include=("*.bin", "*.json"), exclude=("tokenizer*",))
+    assert set(await world.contents()) == {"config.json", "pytorch_model.bin"}
+    assert set(await world.contents("hf://org/name?include=README*")) == {"README.md"}
+    assert set(await world.contents("hf://org/name?exclude=*.bin")) == set(CHOSEN)
+    assert set(await world.contents("hf://org/name/tokenizer.json")) == {"tokenizer.json"}
 
 
 async def test_a_folder_of_it(world: World) -> None:
