@@ -1,7 +1,7 @@
 """Questions whose answer is small: asked in a thread, on the connections, gates and proxies of all transfers.
 
-A token stays at the origin that is asked first. What a redirect that is not permanent leads to, at another origin, is
-not asked but told: that is an address to read from.
+A token stays at the origin that is asked first. What a redirect that is not permanent leads to, at another origin or
+where the caller says so, is not asked but told: that is an address to read from.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _PERMANENT = frozenset({301, 308})
 
 
 class Told(NamedTuple):
-    """`url` is what answered, `leads` the address of another origin that it led to, or ""; both are secrets."""
+    """`url` is what answered, `leads` the address that it led to and that was not asked, or ""; both are secrets."""
 
     status: int
     headers: Mapping[str, str]
@@ -60,10 +60,20 @@ class Asker:
     def __init__(self, pool: ConnectionPool, quotas: Quotas, pause: Callable[[float, Aborted], None] = wait) -> None:
         self._pool, self._quotas, self._pause = pool, quotas, pause
 
-    def get(self, url: str, headers: Mapping[str, str], aborted: Aborted, *, body: bool = True) -> Told:
+    def get(
+        self,
+        url: str,
+        headers: Mapping[str, str],
+        aborted: Aborted,
+        *,
+        body: bool = True,
+        until: Callable[[str], bool] = lambda _: False,
+    ) -> Told:
         """The final answer, whatever its status; asked again while the fault may pass. `headers` are for the origin of
-        `url` alone. Without `body`, one is not read. Raises SourceUnavailable, ManifestError for a body that is too
-        long, and what stands between us and the origin."""
+        `url` alone. Without `body`, one is not read. An address for which `until` is true is not asked.
+
+        Raises SourceUnavailable, ManifestError for a body that is too long, and what stands between us and the origin.
+        """
         attempt = waits = 0
         with _Watch(aborted) as watch:
             while True:
@@ -71,7 +81,7 @@ class Asker:
                 last = attempt + 1 >= self._pool.options.attempts
                 seconds = full_jitter(attempt, random.random(), base=self._pool.options.pause)
                 try:
-                    told = self._follow(url, headers, watch, body=body)
+                    told = self._follow(url, headers, watch, body=body, until=until)
                 except SourceUnavailable:
                     if last or aborted():
                         raise
@@ -94,7 +104,9 @@ class Asker:
         if aborted():
             raise net.aborted(self._pool.shown(url))
 
-    def _follow(self, url: str, headers: Mapping[str, str], watch: _Watch, *, body: bool) -> Told:
+    def _follow(
+        self, url: str, headers: Mapping[str, str], watch: _Watch, *, body: bool, until: Callable[[str], bool]
+    ) -> Told:
         trail, first = Trail(url), target(url).origin
         while True:
             here = trail.url
@@ -104,7 +116,8 @@ class Asker:
             if told.status not in REDIRECTS or location is None:
                 return told
             trail.follow(told.status, location)
-            if told.status not in _PERMANENT and target(trail.url).origin != target(here).origin:
+            elsewhere = target(trail.url).origin != target(here).origin
+            if told.status not in _PERMANENT and (elsewhere or until(trail.url)):
                 return told._replace(leads=trail.url)
 
     def _ask(self, url: str, headers: Mapping[str, str], watch: _Watch, *, body: bool) -> Told:

@@ -21,6 +21,7 @@ from weightd.sources.hub_access import Access
 from weightd.sources.hub_errors import Asked, refusal
 
 MAX_FILES: Final = 200_000
+_RESOLVED = "/api/resolve-cache/"
 _NEXT = re.compile(r'<([^>]*)>\s*;\s*rel="?next"?')
 _GIT_ID = re.compile(r"[0-9a-f]{40}", re.ASCII)
 
@@ -114,14 +115,15 @@ class HubApi:
 
     def location(self, ref: HubRef, aborted: Aborted) -> tuple[Told, Mapping[str, str]]:
         """Where a file of a commit is read from now: the answer to a request for its first byte, and the headers that
-        go to the origin that was asked."""
+        go with it to where it leads. A plain file is at another address of the Hub, which costs no quota."""
         asked, headers = self.access.asked(ref.repo)
         url = f"{asked.endpoint}/{ref.repo}/resolve/{ref.revision}/{quote(ref.path)}"
-        told = self.asker.get(url, {**headers, "Range": "bytes=0-0"}, aborted, body=False)
+        asking = {**headers, "Range": "bytes=0-0"}
+        told = self.asker.get(url, asking, aborted, body=False, until=lambda led: _RESOLVED in led)
         if not told.leads and told.status not in (200, 206, 416):
             raise refusal(told, ref, asked)
-        same = urls.target(told.url).origin == urls.target(url).origin
-        return told, headers if same and not told.leads else {}
+        same = urls.target(told.leads or told.url).origin == urls.target(url).origin
+        return told, headers if same else {}
 
     def _suggesting(self, error: RevisionNotFound, ref: HubRef, aborted: Aborted) -> WeightdError:
         asked, headers = self.access.asked(ref.repo)

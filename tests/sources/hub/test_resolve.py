@@ -38,6 +38,7 @@ async def test_a_repository(world: World, repo: Repo) -> None:
 async def test_its_bytes(world: World, repo: Repo) -> None:
     assert await world.contents() == {name: FILES[name] for name in CHOSEN}
     assert world.hub.resolves == len(CHOSEN)
+    assert len(world.hub.asked_of("api/resolve-cache/*")) == len(CHOSEN) - 1
     assert len(world.hub.cdn.requests) == 1
     assert not world.hub.cdn.violations
 
