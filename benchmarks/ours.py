@@ -168,7 +168,7 @@ def _receive(sources: Any, files: Any, options: Any, given: Order) -> dict[str, 
     segments = []
     begin = time.perf_counter()
     try:
-        jobs = []
+        jobs, size_of = [], options.part_sizes(files)
         for file in files:
             segments.append(segment := store.create("bench", file.size))
             buffers = SegmentBuffers(segment)
@@ -176,10 +176,10 @@ def _receive(sources: Any, files: Any, options: Any, given: Order) -> dict[str, 
                 job := FileJob(
                     file.path,
                     file.size,
-                    part_size=options.part_size_of(file),
+                    part_size=size_of(file),
                     reader=partial(sources.reader, file),
                     width=partial(sources.width, file),
-                    receiver=partial(sources.reader, file, buffers.shared(options.part_size_of(file))),
+                    receiver=partial(sources.reader, file, buffers.shared(size_of(file))),
                     buffers=buffers,
                 )
             )

@@ -57,7 +57,9 @@ def host(weed: Seaweed, environment: None, tmp_path_factory: pytest.TempPathFact
     secret.write_text(DENIED.secret)
     rule = f'match = "s3://locked/*"\naccess_key_id = "{DENIED.id}"\nsecret_access_key_file = "{secret}"\n'
     model = '[models.sharded]\nsource = "s3://models/m/"\n'
-    with daemon("--log-level", "debug", config=f"[fetch]\nretries = 1\nprocesses = 1\n[[credentials]]\n{rule}{model}") as host:
+    with daemon(
+        "--log-level", "debug", config=f"[fetch]\nretries = 1\nprocesses = 1\n[[credentials]]\n{rule}{model}"
+    ) as host:
         yield host
 
 

@@ -28,9 +28,9 @@ class Part:
 
 
 def fitting_part(size: int, most: int, requests: int, stored: int = 0) -> int:
-    """Bytes of a part of a file of `size` that up to `requests` bring at a time: at most `most`, a multiple of ALIGN;
-    less for a file that would else have too few parts to share. `stored`: how its origin keeps it in pieces, 0 where
-    nothing is known; where that can be, no part then lies across the end of a piece."""
+    """Bytes of a part where `size` bytes, of one file or of several, are brought by up to `requests` at a time: at most
+    `most`, a multiple of ALIGN; less where there would else be too few parts to share. `stored`: how the origin keeps a
+    file in pieces, 0 where nothing is known; where that can be, no part then lies across the end of a piece."""
     fair = -(-size // (ROUNDS * max(1, requests)))
     fitting = min(most, max(LEAST_PART, -(-fair // MIB) * MIB))
     return _of_stored(fitting, stored) or fitting

@@ -92,13 +92,13 @@ class _Plan:
 
     def transfer(self) -> Transfer:
         """Each file is opened when its turn comes; its ingest stays on disk, without a descriptor, to the end."""
-        size_of = self.options.part_size_of
+        size_of = self.options.part_sizes(e.file for e in self.exports)
         largest = max((min(size_of(e.file), e.file.size) for e in self.exports), default=0)
         slabs = self.slabs = SlabBuffers(self.options.slabs, largest)
         by_job: dict[FileJob, _Export] = {}
 
         def opened(e: _Export) -> FileJob:
-            job = self._open(e, slabs)
+            job = self._open(e, slabs, size_of(e.file))
             by_job[job] = e
             return job
 
@@ -112,8 +112,7 @@ class _Plan:
         transfer = Transfer(pending, self.options, received)
         return transfer
 
-    def _open(self, e: _Export, slabs: SlabBuffers) -> FileJob:
-        wanted = self.options.part_size_of(e.file)
+    def _open(self, e: _Export, slabs: SlabBuffers, wanted: int) -> FileJob:
         ingest = e.ingest = self.directory.ingest(e.file.path, e.file.size, e.identities, wanted)
         part_size = ingest.part_size or wanted
         job = e.job = FileJob(

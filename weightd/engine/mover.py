@@ -27,6 +27,7 @@ from weightd.core.errors import (
     WeightdError,
 )
 from weightd.core.lifecycle import Residency
+from weightd.core.manifest import FileSpec
 from weightd.engine.api import EventKind
 from weightd.engine.buffers import SlabBuffers
 from weightd.engine.catalog import Catalog
@@ -108,10 +109,11 @@ class Mover:
     async def _move(self, items: list[Item], run: _Run) -> None:
         slabs = None
         try:
-            sizes = [min(self.options.part_size_of(i.file), i.file.size) for i in items if not i.into_shm]
+            size_of = self.options.part_sizes(i.file for i in items)
+            sizes = [min(size_of(i.file), i.file.size) for i in items if not i.into_shm]
             if sizes:
                 slabs = SlabBuffers(self.options.slabs, max(sizes))
-            await self._transfer(items, slabs, run)
+            await self._transfer(items, slabs, run, size_of)
         except ShmFull:
             # It was not foreseen, so others need what is left: what came is on NVMe, and loaded when it fits.
             await self.catalog.detach_unused(run.sealed)
@@ -123,20 +125,22 @@ class Mover:
         async with self.catalog.dropping:
             pass
 
-    def _open(self, item: Item, slabs: SlabBuffers | None, loop: asyncio.AbstractEventLoop) -> FileJob:
+    def _open(self, item: Item, part_size: int, slabs: SlabBuffers | None, loop: asyncio.AbstractEventLoop) -> FileJob:
         """In a thread of the transfer, which its error stops."""
         if self.catalog.dropping.locked():  # What is being put aside now is there to be resumed.
             asyncio.run_coroutine_threadsafe(self._dropped(), loop).result()
         while True:
             try:
-                item.allocate(self.catalog, self.options.part_size_of(item.file))
+                item.allocate(self.catalog, part_size)
             except DiskFull:
                 if not asyncio.run_coroutine_threadsafe(self.kept.drop_oldest(), loop).result():
                     raise
             else:
                 return item.make_job(self.sources, self.catalog.store, slabs)
 
-    async def _transfer(self, items: list[Item], slabs: SlabBuffers | None, run: _Run) -> None:
+    async def _transfer(
+        self, items: list[Item], slabs: SlabBuffers | None, run: _Run, size_of: Callable[[FileSpec], int]
+    ) -> None:
         """Each file is committed as soon as it is complete, while the others still come."""
         loop = asyncio.get_running_loop()
         by_job: dict[FileJob, Item] = {}
@@ -144,7 +148,7 @@ class Mover:
         failures: list[BaseException] = []
 
         def opened(item: Item) -> FileJob:
-            job = self._open(item, slabs, loop)
+            job = self._open(item, size_of(item.file), slabs, loop)
             by_job[job] = item
             return job
 
@@ -168,7 +172,7 @@ class Mover:
             commits.add(task)
             task.add_done_callback(commits.discard)
 
-        pending = [i.pending(self.options.part_size_of(i.file), partial(opened, i)) for i in items]
+        pending = [i.pending(size_of(i.file), partial(opened, i)) for i in items]
         transfer = Transfer(pending, self.options, received, run.going)
         try:
             await self._run_transfer(transfer, items)

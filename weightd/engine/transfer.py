@@ -51,9 +51,10 @@ class TransferOptions:
     pause: float = BASE_S
     throttle: Throttle | None = None
 
-    def part_size_of(self, file: FileSpec) -> int:
-        """Bytes of the parts of a file, when it is begun."""
-        return fitting_part(file.size, self.part_size, self.receivers, file.stored_part)
+    def part_sizes(self, together: Iterable[FileSpec]) -> Callable[[FileSpec], int]:
+        """Says of each file of those that come `together` how many bytes its parts have when it is begun."""
+        size = sum(file.size for file in together)
+        return lambda file: fitting_part(size, self.part_size, self.receivers, file.stored_part)
 
     @property
     def slabs(self) -> int:
