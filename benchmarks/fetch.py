@@ -22,10 +22,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import contest, machine, nginx, ours, profiling, rounds, weed
+from benchmarks import contest, hub, machine, nginx, ours, profiling, rounds, weed
 from benchmarks.contest import Contest
 from benchmarks.machine import GIB, MIB, SHM, Unable
-from benchmarks.peers import OF_HTTP, OF_S3, PACKAGES, PEERS
+from benchmarks.peers import PACKAGES, PEERS, SOURCES
 from benchmarks.rounds import Verdict
 
 MAX_MEMORY = 12 * GIB
@@ -34,7 +34,7 @@ SHARDS = 16
 NEEDED = (("nginx", "nginx"), ("aria2c", "aria2"), ("curl", "curl"), ("sha256sum", "coreutils"))
 
 
-ORIGINS = {"http": "nginx", "s3": "SeaweedFS"}
+ORIGINS = {"http": "nginx", "s3": "SeaweedFS", "hf": "a Hub that leads to nginx"}
 
 
 class Case(NamedTuple):
@@ -83,8 +83,8 @@ def options() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there")
     parser.add_argument("--size", type=parse_size, help="of all files; default 2GiB, with --matrix 1GiB")
     parser.add_argument("--rounds", type=int, help="after one warm-up round; default 5, with --matrix 3")
-    parser.add_argument("--source", choices=["http", "s3"], default="http",
-                        help="nginx, or SeaweedFS by S3 with signed requests")  # fmt: skip
+    parser.add_argument("--source", choices=list(SOURCES), default="http",
+                        help="nginx; SeaweedFS by S3 with signed requests; or a Hub")  # fmt: skip
     parser.add_argument("--tls", action="store_true", help="an origin with TLS, whose authority all contenders trust")
     parser.add_argument("--shards", type=int, default=1, metavar="N", help="the same bytes as N files")
     parser.add_argument("--pages", choices=["4k", "2m"], help="remount /dev/shm for the run (root); default: as it is")
@@ -96,7 +96,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--tables", nargs="+", choices=list(contest.TITLES), default=list(contest.TITLES))
     parser.add_argument("--peers", nargs="+", choices=list(PEERS))
     args = parser.parse_args()
-    can = OF_S3 if args.source == "s3" else OF_HTTP
+    can = SOURCES[args.source]
     args.peers = args.peers or list(can)
     if args.source != "http" and (args.tls or args.matrix):
         parser.error("--tls and --matrix are for --source http")
@@ -149,6 +149,8 @@ def prepared(case: Case, args: argparse.Namespace) -> Iterator[tuple[Contest, st
         home.mkdir()
         if case.source == "s3":
             origin = stack.enter_context(weed.origin(home, root, args.size, shards=case.shards))
+        elif case.source == "hf":
+            origin = stack.enter_context(hub.origin(home, root, args.size, shards=case.shards))
         else:
             origin = stack.enter_context(nginx.origin(home, root, args.size, shards=case.shards, tls=case.tls))
         yield Contest(origin, shm, disk, weightd(args.also)), pages

@@ -66,13 +66,13 @@ class Served(NamedTuple):
 
 class Origin(NamedTuple):
     """Files of random bytes at `endpoint`/bucket/…, which is also S3's GetObject without a signature. `ca` is the PEM
-    file of the authority to trust, "" for plain HTTP. With `s3` only a signature opens it, by the key in the
-    environment."""
+    file of the authority to trust, "" for plain HTTP. `source`: "http"; "s3", where only a signature by the key in the
+    environment opens it; "hf", where the environment names the Hub that leads to it."""
 
     endpoint: str
     files: tuple[Served, ...]
     ca: str = ""
-    s3: bool = False
+    source: str = "http"
 
     @property
     def url(self) -> str:

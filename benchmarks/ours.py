@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from benchmarks.hub import REPO
 from benchmarks.machine import Unable, die_with_parent
 from benchmarks.nginx import Origin
 
@@ -42,7 +43,7 @@ class Order(msgspec.Struct, frozen=True):
     endpoint: str
     files: tuple[tuple[str, int], ...]
     ca: str = ""
-    s3: bool = False
+    source: str = "http"
     settings: dict[str, Any] = {}
     hashing: bool = True
     directory: str = ""
@@ -62,7 +63,7 @@ class Daemon(NamedTuple):
 def order(origin: Origin, settings: Settings, **more: Any) -> Order:
     """For all files of an origin."""
     files = tuple((f.key, f.size) for f in origin.files)
-    return Order(origin.endpoint, files, origin.ca, origin.s3, dict(settings), **more)
+    return Order(origin.endpoint, files, origin.ca, origin.source, dict(settings), **more)
 
 
 def configuration(settings: Settings, origin: Order | None = None) -> str:
@@ -70,10 +71,11 @@ def configuration(settings: Settings, origin: Order | None = None) -> str:
     given = dict(settings)
     if origin is not None:
         folder = origin.files[0][0].rpartition("/")[0]
-        given[f"models.{MODEL}.source"] = f"s3://{folder}/" if origin.s3 else f"{origin.endpoint}/{folder}/"
+        places = {"s3": f"s3://{folder}/", "hf": f"hf://{REPO}"}
+        given[f"models.{MODEL}.source"] = places.get(origin.source, f"{origin.endpoint}/{folder}/")
         given[f"models.{MODEL}.files"] = [key.rpartition("/")[2] for key, _ in origin.files]
         given |= {"http.ca_file": origin.ca} if origin.ca else {}
-        given |= {"s3.endpoint": origin.endpoint} if origin.s3 else {}
+        given |= {"s3.endpoint": origin.endpoint} if origin.source == "s3" else {}
     sections: dict[str, list[str]] = {}
     for name, value in given.items():
         section, _, key = name.rpartition(".")

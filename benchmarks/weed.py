@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import secrets
 import socket
 import subprocess
@@ -15,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from benchmarks.hub import environment
 from benchmarks.machine import Unable, die_with_parent
 from benchmarks.nginx import BUCKET, Origin, fill
 
@@ -29,8 +29,8 @@ def origin(home: Path, data: Path, size: int, *, shards: int = 1) -> Iterator[Or
     key, secret = "bench", secrets.token_hex(16)
     with serve(home, data / "volumes", key, secret) as endpoint:
         files = fill(data / "files", size, shards)
-        with _environment(AWS_ACCESS_KEY_ID=key, AWS_SECRET_ACCESS_KEY=secret, AWS_REGION=REGION,
-                          AWS_DEFAULT_REGION=REGION, AWS_EC2_METADATA_DISABLED="true"):  # fmt: skip
+        with environment(AWS_ACCESS_KEY_ID=key, AWS_SECRET_ACCESS_KEY=secret, AWS_REGION=REGION,
+                         AWS_DEFAULT_REGION=REGION, AWS_EC2_METADATA_DISABLED="true"):  # fmt: skip
             client = _client(endpoint)
             client.create_bucket(Bucket=BUCKET)
             for file in files:
@@ -38,7 +38,7 @@ def origin(home: Path, data: Path, size: int, *, shards: int = 1) -> Iterator[Or
                 with path.open("rb") as body:
                     client.put_object(Bucket=BUCKET, Key=file.name, Body=body)
                 path.unlink()
-            yield Origin(endpoint, files, s3=True)
+            yield Origin(endpoint, files, source="s3")
 
 
 def _client(endpoint: str) -> Any:
@@ -109,14 +109,3 @@ def _free(held: contextlib.ExitStack) -> int:
         except OSError:
             continue
         return port
-
-
-@contextlib.contextmanager
-def _environment(**values: str) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
