@@ -26,7 +26,8 @@ from weightd.storage.memory import MemorySegmentStore
 class Crowd:
     """Files of a transfer, all in memory, that note how many are open."""
 
-    def __init__(self, sizes: list[int], options: TransferOptions) -> None:
+    def __init__(self, sizes: list[int], options: TransferOptions, *, heads: bool = False) -> None:
+        self.heads = heads
         self.data = {str(i): pattern(size, i) for i, size in enumerate(sizes)}
         self.origin = Origin({REF: {p: Served(d) for p, d in self.data.items()}})
         self.store = MemorySegmentStore("t", 1 << 30)
@@ -37,7 +38,7 @@ class Crowd:
         self.changed = threading.Condition()
 
     def pending(self, path: str) -> Pending:
-        return Pending(-(-len(self.data[path]) // ALIGN), True, lambda: self._open(path))
+        return Pending(-(-len(self.data[path]) // ALIGN), True, lambda: self._open(path), self.heads)
 
     def _open(self, path: str) -> FileJob:
         with self.changed:
@@ -67,9 +68,10 @@ class Crowd:
         transfer.closed()
 
 
+@pytest.mark.parametrize("heads", [False, True])
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("kind", ["small", "large", "mixed", "empty"])
-def test_no_more_files_are_open_than_there_are_places(kind: str, threads: int) -> None:
+def test_no_more_files_are_open_than_there_are_places(kind: str, threads: int, heads: bool) -> None:
     rng = random.Random(kind)
     sizes = {
         "small": [rng.randint(1, ALIGN) for _ in range(120)],
@@ -78,7 +80,7 @@ def test_no_more_files_are_open_than_there_are_places(kind: str, threads: int) -
         "empty": [0] * 120,
     }[kind]
     options = TransferOptions(ALIGN, threads, threads, threads)
-    crowd = Crowd(sizes, options)
+    crowd = Crowd(sizes, options, heads=heads)
     transfer = Transfer(map(crowd.pending, crowd.data), options, crowd.on_done)
     thread = threading.Thread(target=transfer.run, daemon=True)
     thread.start()

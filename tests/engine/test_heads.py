@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.rig import PART, REF, one, running, safetensors, sha256
+from tests.engine.rig import PART, REF, Origin, Served, one, pattern, running, safetensors, sha256
 from weightd.core.errors import FormatError
 from weightd.engine.api import Tier
 
@@ -62,3 +62,16 @@ async def test_a_header_that_goes_on_beyond_the_first_part(tmp_path: Path) -> No
     data = struct.pack("<Q", len(header)) + header + b"data"
     async with running(tmp_path, one(data, NAME)) as rig:
         assert rig.content(await rig.fetch()) == {NAME: data}
+
+
+@pytest.mark.parametrize("tier", list(Tier))
+async def test_headers_come_before_the_rest_of_any_shard(tmp_path: Path, tier: Tier) -> None:
+    """After the small files, and before what is large and has none."""
+    shards = {f"model-{i}.safetensors": safetensors((3 + i) * PART) for i in range(3)}
+    files = {**shards, "a.bin": pattern(3 * PART), "config.json": b"{}"}
+    origin = Origin({REF: {path: Served(data) for path, data in files.items()}})
+    async with running(tmp_path, origin, receivers=1) as rig:
+        assert rig.content(await rig.fetch(tier=tier)) == files
+    asked = [(path, offset) for path, offset, _ in origin.starts]  # In the order of the first time.
+    assert asked[0] == ("config.json", 0)
+    assert sorted(asked[1:4]) == [(path, 0) for path in shards]

@@ -21,6 +21,7 @@ from weightd.core.refs import parse_ref
 from weightd.core.verification import Verification
 from weightd.engine.buffers import SlabBuffers
 from weightd.engine.checks import Found, check_format, check_whole, promise_of, verified
+from weightd.engine.heads import has_head
 from weightd.engine.items import LocalReader
 from weightd.engine.jobs import FileJob
 from weightd.engine.mend import Mender
@@ -106,10 +107,11 @@ class _Plan:
             _verify(by_job.pop(job), self.sources, self.options, transfer.stopping)
             transfer.closed()
 
-        pending = [
-            Pending(-(-e.file.size // size_of(e.file)), e.file.by_parts, partial(opened, e)) for e in self.exports
-        ]
-        transfer = Transfer(pending, self.options, received)
+        def pending(e: _Export) -> Pending:
+            parts = -(-e.file.size // size_of(e.file))
+            return Pending(parts, e.file.by_parts, partial(opened, e), has_head(e.file.path))
+
+        transfer = Transfer(map(pending, self.exports), self.options, received)
         return transfer
 
     def _open(self, e: _Export, slabs: SlabBuffers, wanted: int) -> FileJob:

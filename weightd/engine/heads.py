@@ -11,13 +11,18 @@ from weightd.sources.protocols import Reader
 Write = Callable[[int, memoryview], None]
 
 
+def has_head(path: str) -> bool:
+    """Whether a file begins with a header that says what is in it."""
+    return path.endswith(".safetensors")
+
+
 def checked(write: Write, path: str, size: int, again: Callable[[], Reader] | None) -> Write:
     """`write`, which raises FormatError once what stands at offset 0 is no header that the whole file could have.
 
     `again` makes a Reader of the origin where somebody gave the file's digest or CRC: what went wrong on the way would
     be found by that, and mended, so that a header that reads otherwise a second time is left to that check.
     """
-    if not path.endswith(".safetensors"):
+    if not has_head(path):
         return write
 
     def checking(offset: int, view: memoryview) -> None:

@@ -13,7 +13,7 @@ from weightd.engine.buffers import Buffers, SegmentBuffers
 from weightd.engine.catalog import Catalog
 from weightd.engine.checks import Promise, promise_of
 from weightd.engine.flights import Flight
-from weightd.engine.heads import Write, checked
+from weightd.engine.heads import Write, checked, has_head
 from weightd.engine.held import Blob, Model
 from weightd.engine.jobs import FileJob
 from weightd.engine.tasks import Pending
@@ -109,7 +109,7 @@ class Item:
         """As a transfer knows it before its turn comes; `part_size` is that of new ingests."""
         if self.held is not None:
             return Pending(-(-self.file.size // self.held.record.part_size), True, open)
-        return Pending(-(-self.file.size // part_size), self.file.by_parts, open)
+        return Pending(-(-self.file.size // part_size), self.file.by_parts, open, has_head(self.file.path))
 
     def allocate(self, catalog: Catalog, part_size: int) -> None:
         """Blocking: segment and ingest, if they are not there. Raises ShmFull or DiskFull; `discard` removes what

@@ -83,11 +83,13 @@ class Task:
 @dataclass(frozen=True, slots=True, eq=False)
 class Pending:
     """A file whose turn has not come. `parts` is their number as far as it is known before: what is found on disk may
-    have been begun with parts of another size. `open` blocks, and raises what making a place for the file raises."""
+    have been begun with parts of another size. `open` blocks, and raises what making a place for the file raises.
+    `head`: its first part says what the rest is, and is to come early."""
 
     parts: int
     ranges: bool
     open: Callable[[], FileJob]
+    head: bool = False
 
     @classmethod
     def of(cls, job: FileJob) -> Pending:
@@ -118,7 +120,8 @@ class Places:
 
 
 def order(files: Iterable[Pending], width: int, places: Places, stop: threading.Event) -> Iterator[Task]:
-    """Small files first; then `width` large files side by side, so that each of as many hashers has a file.
+    """Small files first; then the first parts of those with a `head`, of as many as there are places for; then `width`
+    large files side by side, so that each of as many hashers has a file.
 
     Each file is opened when its turn comes, in a place of its own. No deadlock: who waits for a place has handed out
     all parts of every file that has one, so that they are completed without it.
@@ -135,7 +138,18 @@ def order(files: Iterable[Pending], width: int, places: Places, stop: threading.
 
 def _side_by_side(large: deque[Pending], width: int, places: Places, stop: threading.Event) -> Iterator[Task]:
     turn: list[deque[Task]] = []
-    while large or turn:
+    begun = deque[deque[Task]]()
+    for file in [f for f in large if f.head]:
+        if not places.take_now():
+            break
+        large.remove(file)
+        queue = _tasks(file.open())
+        yield queue.popleft()
+        if queue:
+            begun.append(queue)
+    while begun or large or turn:
+        while begun and len(turn) < width:
+            turn.append(begun.popleft())
         while large and len(turn) < width and (places.take_now() if turn else places.take(stop)):
             turn.append(_tasks(large.popleft().open()))
         if not turn:
