@@ -15,7 +15,7 @@ from tests.support.fake_engine import DEMO, REF, fetching
 from tests.support.serving import Served, until
 from weightd import AsyncClient, Client, Lease, errors
 from weightd.client.convert import status_info
-from weightd.client.types import CopyState, EventKind, ModelInfo, VerifyInfo
+from weightd.client.types import CopyState, EventKind, ModelInfo, QuotaInfo, VerifyInfo
 from weightd.core.lifecycle import DaemonState, Residency
 from weightd.core.progress import Progress
 from weightd.core.verification import Verification
@@ -116,6 +116,8 @@ async def test_status(client: Any, daemon: Served) -> None:
     assert status.state_directory == str(daemon.engine.directory)
     verify = status.verify
     assert (verify.every, verify.oldest, verify.damaged, verify.repaired, verify.lost) == (3600.0, 2.5, 3, 2, 1)
+    hub = "huggingface.co"
+    assert status.quotas == (QuotaInfo(hub, "resolvers", 7, 2993, 1), QuotaInfo(hub, "api", 2, -1, 0))
 
 
 async def test_verify(client: Any, daemon: Served) -> None:

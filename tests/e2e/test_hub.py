@@ -235,3 +235,23 @@ def test_linked_as_a_cache_of_the_client(hub: Hub, host: Host, tmp_path: Path) -
     close_client()
     blobs = [{b.name for b in (root / "models--org--name/blobs").iterdir()} for root in (cache, tmp_path / "own")]
     assert blobs[0] == blobs[1]
+
+
+def test_what_a_fetch_costs_of_the_quotas(hub: Hub, tmp_path: Path) -> None:
+    """Each file in LFS one request of the resolvers, however many ranges; the status tells it."""
+    before = hub.resolves
+    hub.limit("resolvers", 50)
+    with host_of(hub, tmp_path) as host:
+        assert host.cli("fetch", "hf://org/name", "--tier", "nvme").code == 0
+        status = host.status()
+        spent = {quota["bucket"]: quota for quota in status["quotas"]}
+        asked = hub.resolves - before
+        assert spent["resolvers"] == {
+            "origin": hub.endpoint.partition("://")[2],
+            "bucket": "resolvers",
+            "requests": asked,
+            "left": 50 - asked,
+            "waits": 0,
+        }
+        assert 0 < asked <= len(FILES)
+        assert f"{asked} requests of its quota resolvers, {50 - asked} left" in host.cli("status").out

@@ -9,7 +9,7 @@ import secrets
 import struct
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +19,7 @@ from weightd.core.crc import Crc
 from weightd.core.digest import Digest, digest_of
 from weightd.core.errors import SourceNotFound, SourceUnavailable
 from weightd.core.manifest import FileSpec, Manifest, Validator, make_manifest
+from weightd.core.quota import Spent
 from weightd.core.refs import Ref
 from weightd.engine.api import ModelState, Tier
 from weightd.engine.engine import Engine, EngineOptions, ModelLease
@@ -120,6 +121,9 @@ class Origin:
     def distrust(self, file: FileSpec) -> bool:
         self.distrusted.append(file.path)
         return False
+
+    def quotas(self) -> Sequence[Spent]:
+        return ()
 
     async def close(self) -> None:
         self.closed = True

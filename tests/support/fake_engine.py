@@ -24,6 +24,7 @@ from weightd.core.errors import ModelNotFound, WeightdError
 from weightd.core.lifecycle import DaemonState, Residency
 from weightd.core.manifest import FileSpec, Manifest, make_manifest
 from weightd.core.progress import FileProgress, Phase, Progress
+from weightd.core.quota import Spent
 from weightd.core.refs import parse_ref
 from weightd.core.verification import Verification
 from weightd.engine.api import (
@@ -251,6 +252,7 @@ class FakeEngine:
             transfers=0,
             shm_huge_bytes=0,
             verify=VerifyStatus(every=3600.0, oldest=2.5, damaged=3, repaired=2, lost=1),
+            quotas=(Spent("huggingface.co", "resolvers", 7, 2993, 1), Spent("huggingface.co", "api", 2, -1, 0)),
         )
 
 

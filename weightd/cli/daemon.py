@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from weightd.client.client import Client
 from weightd.client.types import ModelInfo, StatusInfo, TierInfo
 
@@ -64,6 +66,7 @@ def status_fields(status: StatusInfo, socket: str) -> dict[str, object]:
             "repaired": status.verify.repaired,
             "lost": status.verify.lost,
         },
+        "quotas": [msgspec.structs.asdict(quota) for quota in status.quotas],
     }
 
 

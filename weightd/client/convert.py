@@ -11,6 +11,7 @@ from weightd.client.types import (
     ManifestInfo,
     ModelFile,
     ModelInfo,
+    QuotaInfo,
     StatusInfo,
     Tier,
     TierInfo,
@@ -99,6 +100,7 @@ def status_info(s: pb.Status) -> StatusInfo:
         transfers=s.transfers,
         shm_huge_bytes=s.shm_huge_bytes,
         verify=_verify_info(s.verify),
+        quotas=tuple(QuotaInfo(q.origin, q.bucket, q.requests, q.left, q.waits) for q in s.quotas),
     )
 
 

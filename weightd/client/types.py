@@ -99,6 +99,17 @@ class VerifyInfo(msgspec.Struct, frozen=True):
     lost: int
 
 
+class QuotaInfo(msgspec.Struct, frozen=True):
+    """Requests since the start that cost of a quota of an origin; `left` of them as it said last, -1 where it said
+    nothing; `waits`: how often nothing was left."""
+
+    origin: str
+    bucket: str
+    requests: int
+    left: int
+    waits: int
+
+
 class StatusInfo(msgspec.Struct, frozen=True):
     """The daemon, as of the answer. `shm_huge_bytes` are really backed by huge pages."""
 
@@ -114,6 +125,7 @@ class StatusInfo(msgspec.Struct, frozen=True):
     transfers: int
     shm_huge_bytes: int
     verify: VerifyInfo
+    quotas: tuple[QuotaInfo, ...] = ()
 
 
 class CopyState(enum.Enum):

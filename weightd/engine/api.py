@@ -12,6 +12,7 @@ from weightd.core.digest import Digest
 from weightd.core.lifecycle import DaemonState, Residency
 from weightd.core.manifest import Manifest
 from weightd.core.progress import Progress
+from weightd.core.quota import Spent
 from weightd.core.verification import Verification
 
 
@@ -163,6 +164,7 @@ class EngineStatus(msgspec.Struct, frozen=True):
     transfers: int
     shm_huge_bytes: int
     verify: VerifyStatus = VerifyStatus()
+    quotas: tuple[Spent, ...] = ()
 
 
 class Lease(Protocol):

@@ -344,6 +344,7 @@ class Engine:
             transfers=self._lanes.running,
             shm_huge_bytes=await catalog.io(catalog.segments.huge_bytes),
             verify=self._scrubber.status(self._options.patrol.every if self._options.patrol else 0.0),
+            quotas=tuple(self._sources.quotas()),
         )
 
     def __repr__(self) -> str:

@@ -117,6 +117,10 @@ def status_to_pb(status: EngineStatus, pid: int) -> pb.Status:
         transfers=status.transfers,
         shm_huge_bytes=status.shm_huge_bytes,
         verify=_verify_to_pb(status.verify),
+        quotas=[
+            pb.QuotaStatus(origin=q.origin, bucket=q.bucket, requests=q.requests, left=q.left, waits=q.waits)
+            for q in status.quotas
+        ],
     )
 
 

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import stat as st
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote, unquote_to_bytes, urlsplit
 
@@ -18,6 +19,7 @@ from weightd.core.errors import (
     WeightdError,
 )
 from weightd.core.manifest import FileSpec, Manifest, Validator, check_path, make_manifest
+from weightd.core.quota import Spent
 from weightd.core.refs import Ref
 from weightd.sources import net, urls
 from weightd.sources import safetensors_repo as repo
@@ -70,6 +72,9 @@ class FileSource:
 
     def distrust(self, file: FileSpec) -> bool:
         return False
+
+    def quotas(self) -> Sequence[Spent]:
+        return ()
 
     async def close(self) -> None:
         pass

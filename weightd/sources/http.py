@@ -13,7 +13,7 @@ import random
 import socket
 import ssl
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import parse_qsl, urlsplit
 
@@ -21,6 +21,7 @@ from weightd.core.backoff import full_jitter
 from weightd.core.digest import Digest
 from weightd.core.errors import ManifestError, SourceUnavailable, WeightdError
 from weightd.core.manifest import FileSpec, Manifest, agreed_digest, make_manifest
+from weightd.core.quota import Spent
 from weightd.core.ranges import THROTTLED, Probe, asked_to_wait, is_transient, judge_probe, single, status_error
 from weightd.core.refs import Ref, redact
 from weightd.core.stated import Stated, is_of, stated, worth_asking
@@ -135,6 +136,9 @@ class HttpSource:
 
     def distrust(self, file: FileSpec) -> bool:
         return False
+
+    def quotas(self) -> Sequence[Spent]:
+        return ()
 
     async def close(self) -> None:
         session, self._session = self._session, None

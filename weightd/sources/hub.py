@@ -28,6 +28,7 @@ from weightd.core.errors import (
 )
 from weightd.core.hub_ref import HubRef, parse_hub
 from weightd.core.manifest import FileSpec, Manifest, agreed_digest, make_manifest
+from weightd.core.quota import Spent
 from weightd.core.refs import Ref
 from weightd.sources import safetensors_repo as repo_files
 from weightd.sources.asker import Aborted, Asker, Told
@@ -37,7 +38,7 @@ from weightd.sources.hub_api import Commit, HubApi, HubFile
 from weightd.sources.hub_cache import ALLOW, HubCache
 from weightd.sources.hub_choice import Choice
 from weightd.sources.protocols import Reader, Shared
-from weightd.sources.quota import Quotas, Spent
+from weightd.sources.quota import Quotas
 from weightd.sources.receiving import Receiving
 from weightd.sources.routes import Minted
 
@@ -121,7 +122,6 @@ class HubSource:
         return True
 
     def quotas(self) -> list[Spent]:
-        """Requests to Hubs since the start, by quota."""
         return self._quotas.spent()
 
     async def close(self) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from weightd.core.digest import Digest
 from weightd.core.errors import SourceChanged, SourceNotFound, SourceUnavailable, WeightdError
 from weightd.core.manifest import FileSpec, Manifest, Validator, make_manifest
+from weightd.core.quota import Spent
 from weightd.core.refs import Ref, redact
 from weightd.sources import net, urls
 from weightd.sources import safetensors_repo as repo
@@ -76,6 +77,9 @@ class MemorySource:
 
     def distrust(self, file: FileSpec) -> bool:
         return False
+
+    def quotas(self) -> Sequence[Spent]:
+        return ()
 
     async def close(self) -> None:
         pass

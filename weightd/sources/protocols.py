@@ -6,10 +6,12 @@ memory where the bytes will stay.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from weightd.core.digest import Digest
 from weightd.core.manifest import FileSpec, Manifest
+from weightd.core.quota import Spent
 from weightd.core.refs import Ref
 
 
@@ -84,6 +86,10 @@ class Source(Protocol):
     def distrust(self, file: FileSpec) -> bool:
         """All bytes of it came, and they are wrong. True where they came from a copy of what its origin has: readers
         made from now on ask the origin. Any thread; does not block."""
+        ...
+
+    def quotas(self) -> Sequence[Spent]:
+        """What of the quotas of its origins was spent since the start. Any thread; does not block."""
         ...
 
     async def close(self) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from weightd.core.quota import Spent
 from weightd.sources.urls import Origin
 
 log = logging.getLogger("weightd.sources")
@@ -25,17 +26,6 @@ class Limit(NamedTuple):
     bucket: str
     left: int
     reset: float
-
-
-class Spent(NamedTuple):
-    """Of one bucket of one origin: the requests since the start, and what was told last; `left` -1 where nothing was.
-    `waits`: how often nothing was left."""
-
-    origin: str
-    bucket: str
-    requests: int
-    left: int
-    waits: int
 
 
 def parse_limit(headers: Mapping[str, str]) -> Limit | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -11,6 +11,7 @@ from weightd.core.digest import Digest
 from weightd.core.errors import RefSyntax
 from weightd.core.manifest import FileSpec, Manifest
 from weightd.core.models import NamedModel
+from weightd.core.quota import Spent
 from weightd.core.refs import Ref, redact
 from weightd.sources.connection import HttpOptions
 from weightd.sources.file import FileSource
@@ -64,6 +65,9 @@ class Sources:
 
     def distrust(self, file: FileSpec) -> bool:
         return self._of(file.url).distrust(file)
+
+    def quotas(self) -> Sequence[Spent]:
+        return [spent for source in dict.fromkeys(self._owned) for spent in source.quotas()]
 
     async def close(self) -> None:
         for source in self._owned:

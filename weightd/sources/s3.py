@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
@@ -29,6 +29,7 @@ from weightd.core.errors import (
     WeightdError,
 )
 from weightd.core.manifest import FileSpec, Manifest, agreed_digest, make_manifest
+from weightd.core.quota import Spent
 from weightd.core.ranges import validator_of
 from weightd.core.refs import Ref
 from weightd.core.s3 import S3Object, parse_s3
@@ -88,6 +89,9 @@ class S3Source:
 
     def distrust(self, file: FileSpec) -> bool:
         return False
+
+    def quotas(self) -> Sequence[Spent]:
+        return ()
 
     async def close(self) -> None:
         made, self._made = self._made, None

@@ -345,7 +345,7 @@ class GetStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class Status(_message.Message):
-    __slots__ = ("version", "pid", "state", "uptime", "state_directory", "shm", "nvme", "leases", "models", "transfers", "shm_huge_bytes", "verify")
+    __slots__ = ("version", "pid", "state", "uptime", "state_directory", "shm", "nvme", "leases", "models", "transfers", "shm_huge_bytes", "verify", "quotas")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -358,6 +358,7 @@ class Status(_message.Message):
     TRANSFERS_FIELD_NUMBER: _ClassVar[int]
     SHM_HUGE_BYTES_FIELD_NUMBER: _ClassVar[int]
     VERIFY_FIELD_NUMBER: _ClassVar[int]
+    QUOTAS_FIELD_NUMBER: _ClassVar[int]
     version: str
     pid: int
     state: str
@@ -370,7 +371,22 @@ class Status(_message.Message):
     transfers: int
     shm_huge_bytes: int
     verify: VerifyStatus
-    def __init__(self, version: _Optional[str] = ..., pid: _Optional[int] = ..., state: _Optional[str] = ..., uptime: _Optional[float] = ..., state_directory: _Optional[str] = ..., shm: _Optional[_Union[TierStatus, _Mapping]] = ..., nvme: _Optional[_Union[TierStatus, _Mapping]] = ..., leases: _Optional[int] = ..., models: _Optional[int] = ..., transfers: _Optional[int] = ..., shm_huge_bytes: _Optional[int] = ..., verify: _Optional[_Union[VerifyStatus, _Mapping]] = ...) -> None: ...
+    quotas: _containers.RepeatedCompositeFieldContainer[QuotaStatus]
+    def __init__(self, version: _Optional[str] = ..., pid: _Optional[int] = ..., state: _Optional[str] = ..., uptime: _Optional[float] = ..., state_directory: _Optional[str] = ..., shm: _Optional[_Union[TierStatus, _Mapping]] = ..., nvme: _Optional[_Union[TierStatus, _Mapping]] = ..., leases: _Optional[int] = ..., models: _Optional[int] = ..., transfers: _Optional[int] = ..., shm_huge_bytes: _Optional[int] = ..., verify: _Optional[_Union[VerifyStatus, _Mapping]] = ..., quotas: _Optional[_Iterable[_Union[QuotaStatus, _Mapping]]] = ...) -> None: ...
+
+class QuotaStatus(_message.Message):
+    __slots__ = ("origin", "bucket", "requests", "left", "waits")
+    ORIGIN_FIELD_NUMBER: _ClassVar[int]
+    BUCKET_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    LEFT_FIELD_NUMBER: _ClassVar[int]
+    WAITS_FIELD_NUMBER: _ClassVar[int]
+    origin: str
+    bucket: str
+    requests: int
+    left: int
+    waits: int
+    def __init__(self, origin: _Optional[str] = ..., bucket: _Optional[str] = ..., requests: _Optional[int] = ..., left: _Optional[int] = ..., waits: _Optional[int] = ...) -> None: ...
 
 class VerifyStatus(_message.Message):
     __slots__ = ("every", "oldest", "damaged", "repaired", "lost")
