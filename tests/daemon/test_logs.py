@@ -64,3 +64,16 @@ async def test_a_blocked_loop_is_noticed() -> None:
         logger.removeHandler(handler)
         task.cancel()
         await asyncio.wait([task])
+
+
+def test_a_client_that_leaves_as_its_answer_is_sent_is_no_fault(capfd: pytest.CaptureFixture[str]) -> None:
+    from grpc._cython import cygrpc
+
+    with logging_to_stderr("info", "text"):
+        for error in (cygrpc.ExecuteBatchError("Failed"), RuntimeError("a real one")):
+            try:
+                raise error
+            except Exception:
+                logging.getLogger("grpc._cython.cygrpc").exception("raised in core by servicer method")
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "a real one" in line
