@@ -194,6 +194,8 @@ class Catalog:
             blob = self.blobs[record.digest] = Blob(record)
             blob.nvme.to(Residency.FILLING)
             blob.nvme.to(Residency.RESIDENT)
+            for model in self.snapshots:
+                model.replace(blob)
         blob.record = record
         self.moved(blob)
         return blob

@@ -29,6 +29,15 @@ class Blob:
     def in_shm(self) -> bool:
         return self.shm.state is Residency.RESIDENT
 
+    def inherit(self, dropped: Blob) -> None:
+        """Its segment, where there is one: the same bytes, which may be mapped."""
+        if dropped.in_shm and self.shm.state is Residency.ABSENT:
+            for life, state in (dropped.shm, Residency.EVICTING), (self.shm, Residency.FILLING):
+                life.to(state)
+            self.segment, dropped.segment = dropped.segment, None
+            self.shm.to(Residency.RESIDENT)
+            dropped.shm.to(Residency.ABSENT)
+
     def checksums(self) -> list[bytes]:
         """xxh3-128 of each part."""
         raw = self.record.checksums
@@ -64,6 +73,13 @@ class Model:
     def blobs(self, blobs: dict[str, Blob]) -> None:
         self._blobs, self._set = blobs, frozenset(blobs.values())
         self.moved()
+
+    def replace(self, blob: Blob) -> None:
+        """One of the same digest was dropped, and has come anew."""
+        dropped = {b for b in self._set if b.record.digest == blob.record.digest and b is not blob}
+        if dropped:
+            blob.inherit(dropped.pop())
+            self.blobs = {p: blob if b.record.digest == blob.record.digest else b for p, b in self.blobs.items()}
 
     def has(self, blob: Blob) -> bool:
         """Asked of every model whenever a blob moves."""
