@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import struct
+import threading
 from pathlib import Path
 
 import pytest
 
-from tests.engine.rig import PART, REF, Origin, Served, one, pattern, running, safetensors, sha256
+from tests.engine.rig import PART, REF, SECONDS, Origin, Served, one, pattern, running, safetensors, sha256
 from weightd.core.errors import FormatError
 from weightd.engine.api import Tier
 
@@ -75,3 +77,28 @@ async def test_headers_come_before_the_rest_of_any_shard(tmp_path: Path, tier: T
     asked = [(path, offset) for path, offset, _ in origin.starts]  # In the order of the first time.
     assert asked[0] == ("config.json", 0)
     assert sorted(asked[1:4]) == [(path, 0) for path in shards]
+
+
+async def test_a_stop_does_not_wait_for_the_second_look(tmp_path: Path) -> None:
+    """The origin says nothing any more: the question is aborted, as every request of the transfer is."""
+    data = BROKEN["no JSON"]
+    origin = one(data, NAME, digest=sha256(data))
+    first = threading.Event()
+
+    def again(path: str, offset: int) -> bool:
+        return offset >= 20 * PART or (offset == 0 and first.is_set())
+
+    origin.on_read = lambda path, offset, length: first.set() if offset == 0 else None
+    origin.hold(again)
+    async with running(tmp_path, origin) as rig:
+        fetching = asyncio.create_task(rig.fetch())
+        async with asyncio.timeout(SECONDS):
+            while origin.starts[NAME, 0, PART] < 2:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        fetching.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await fetching
+        async with asyncio.timeout(SECONDS):
+            while origin.readers:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        await rig.check_idle(blobs=0, segments=0, kept=1)

@@ -13,7 +13,7 @@ from weightd.engine.buffers import Buffers, SegmentBuffers
 from weightd.engine.catalog import Catalog
 from weightd.engine.checks import Promise, promise_of
 from weightd.engine.flights import Flight
-from weightd.engine.heads import Write, checked, has_head
+from weightd.engine.heads import Again, Write, checked, has_head
 from weightd.engine.held import Blob, Model
 from weightd.engine.jobs import FileJob
 from weightd.engine.tasks import Pending
@@ -135,6 +135,7 @@ class Item:
         if self.held is None:
             if self.ingest is None:
                 raise AssertionError("a fetch without an ingest")
+            write, abort = self._written(sources, self.ingest.write)
             job = self.job = FileJob(
                 self.file.path,
                 self.file.size,
@@ -144,7 +145,8 @@ class Item:
                 receiver=partial(sources.reader, self.file, buffers.shared(self.part_size)),
                 buffers=buffers,
                 ranges=self.file.by_parts,
-                write=self._written(sources, self.ingest.write),
+                write=write,
+                abort=abort,
                 record=self.ingest.record if self.ingest.part_size else None,
                 held=self.ingest.held,
                 local=partial(LocalReader, self.ingest.read),
@@ -164,13 +166,13 @@ class Item:
         )
         return job
 
-    def _written(self, sources: Source, write: Write) -> Write:
-        file = self.file
+    def _written(self, sources: Source, write: Write) -> tuple[Write, Callable[[], None]]:
+        """What writes a part, and what ends its questions."""
+        file, again = self.file, Again(partial(sources.reader, self.file))
         if self.promise == Promise(None, None):
-            return checked(write, file.path, file.size, None)
+            return checked(write, file.path, file.size, None), again.abort
         # What comes as one stream is not asked for a second time.
-        again = partial(sources.reader, file)
-        return checked(write, file.path, file.size, again) if file.by_parts else write
+        return checked(write, file.path, file.size, again) if file.by_parts else write, again.abort
 
     def discard(self) -> None:
         """Blocking: a segment that no blob took over goes, and an ingest that was not committed is kept to be

@@ -23,7 +23,8 @@ class FileJob:
 
     `reader` makes a Reader, `receiver` one whose views all lie in `buffers`; `width` says how many at a time
     are worth their while. Without `ranges` the file comes as one
-    stream. `write(offset, view)` puts a part on disk, None leaves that out; `record(checksums)` makes written parts
+    stream. `write(offset, view)` puts a part on disk, None leaves that out; `abort` ends what it may ask the origin,
+    now and later; `record(checksums)` makes written parts
     durable, and with them that they are whole. `expected` are the recorded checksums of a blob that is loaded: each
     part is compared, and SHA-256 is not computed again. `held` are parts by index that `local` reads: they are not
     asked for at the origin if they have these checksums; `in_place` says that they are where `write` would put them.
@@ -41,6 +42,7 @@ class FileJob:
         buffers: Buffers,
         ranges: bool = True,
         write: Callable[[int, memoryview], None] | None = None,
+        abort: Callable[[], None] = lambda: None,
         record: Callable[[Mapping[int, bytes]], None] | None = None,
         expected: Sequence[bytes] | None = None,
         held: Mapping[int, bytes] | None = None,
@@ -54,7 +56,7 @@ class FileJob:
         self.path, self.size, self.part_size = path, size, part_size
         self.parts = plan_parts(size, part_size)
         self.reader, self.buffers, self.ranges = reader, buffers, ranges
-        self.receiver, self.width = receiver or reader, width
+        self.receiver, self.width, self.abort = receiver or reader, width, abort
         self.write, self.record, self.expected = write, record, expected
         self.held, self.local, self.in_place = dict(held or {}) if ranges else {}, local, in_place
         self.checksums: list[bytes] = [b""] * len(self.parts)

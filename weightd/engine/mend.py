@@ -91,6 +91,7 @@ class Mender:
     def _abort_when_stopped(self) -> None:
         while not self._over.wait(0.1):
             if self._stopping.is_set():
+                self._job.abort()
                 with self._lock:
                     readers = list(self._readers)
                 for reader in readers:

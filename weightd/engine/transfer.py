@@ -159,7 +159,10 @@ class Transfer:
             self._grace = time.monotonic() + (0 if isinstance(error, Exhausted) else GRACE_S)
             self.stopping.set()
             self._over.set()
+            left = list(self._open)
         self.requests.abort()
+        for job in left:
+            job.abort()
 
     def _receive(self) -> None:
         try:
