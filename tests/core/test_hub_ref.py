@@ -51,7 +51,16 @@ def test_read(text: str, found: HubRef) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        *("hf://", "hf:///", "hf:///name", "hf://org//x", "hf://@main", "hf://org/name@"),
+        *(
+            "hf://models",
+            "hf://models/",
+            "hf://",
+            "hf:///",
+            "hf:///name",
+            "hf://org//x",
+            "hf://@main",
+            "hf://org/name@",
+        ),
         *("hf://org/name@a..b", "hf://org/name@a b", "hf://org/name@%0a", "hf://org/name@a:b", "hf://org/name@/x"),
         *("hf://-org/name", "hf://org/na--me", "hf://org/name.git", "hf://org/..", "hf://o%2Frg/name", "hf://ö/name"),
         *("hf://datasets/org/name", "hf://spaces/org/name", "hf://buckets/org/name", "hf://org/name#main"),
@@ -62,6 +71,7 @@ def test_refused(text: str) -> None:
     with pytest.raises(RefSyntax) as e:
         parse_ref(text)
     assert e.value.remedy
+    assert redact(text)
 
 
 @pytest.mark.parametrize(

@@ -171,6 +171,8 @@ def _place(text: str) -> _Place | None:
     except ValueError:
         return None
     scheme = url.scheme.lower()
+    if scheme == "hf" and url.netloc == "models":  # What `parse_hub` leaves out.
+        url = urlsplit(f"hf:/{text.partition('://')[2].removeprefix('models')}")
     raw, at, revision = url.path.partition("@") if scheme == "hf" else (url.path, "", "")
     host, path = _host(scheme, url.netloc), _parts(raw)
     if host is None or path is None or (at and _parts(f"/{revision}") is None):

@@ -63,7 +63,7 @@ def parse_hub(text: str) -> HubRef:
     address, _, query = text[len(SCHEME) :].partition("?")
     parts = address.split("/")
     if parts[0] == "models":
-        del parts[0]
+        parts = parts[1:] or [""]
     elif parts[0] in _OTHER_KINDS:
         raise RefSyntax(
             f"hf://{parts[0]}/ names no model: only models are fetched", remedy="Write hf://org/name of a model."
