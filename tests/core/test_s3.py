@@ -25,6 +25,8 @@ from weightd.core.s3 import S3Object, crc_of_parts, parse_s3, stored_parts
         ("s3://bucket//a//b", S3Object("bucket", "/a//b")),
         ("s3://bucket/../x", S3Object("bucket", "../x")),
         ("s3://bucket/x?versionId=a%2Bb", S3Object("bucket", "x", "a+b")),
+        ("s3://bucket/x?versionId=a+b", S3Object("bucket", "x", "a+b")),
+        ("s3://bucket/x/?include=c++*", S3Object("bucket", "x/", include=("c++*",))),
         ("s3://bucket/x/?exclude=*.bin", S3Object("bucket", "x/", exclude=("*.bin",))),
     ],
 )

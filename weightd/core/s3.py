@@ -53,7 +53,8 @@ def parse_s3(url: str) -> S3Object:
     try:
         parts = urlsplit(url)
         key = unquote(parts.path[1:], errors="strict")
-        query = parse_qs(parts.query, keep_blank_values=True, strict_parsing=True) if parts.query else {}
+        text = parts.query.replace("+", "%2B")  # It stands for itself, as in a path.
+        query = parse_qs(text, keep_blank_values=True, strict_parsing=True) if text else {}
     except ValueError:
         raise RefSyntax("the ref is malformed", remedy="Write %3F for '?' and %25 for '%' in a key.") from None
     if "@" in parts.netloc:
