@@ -154,6 +154,27 @@ def test_one_that_might_lead_elsewhere_and_does_not(edge: Edge, receiving: Recei
     assert all(head["Authorization"] == SECRET[1] for head in edge.heads)
 
 
+def test_a_mint_that_waits_for_long_is_asked_by_one_alone(edge: Edge) -> None:
+    """For a quota, it may be minutes: longer than a question to a server takes."""
+    routes, mint = Routes(patience=0.0), Mint(lambda: signed(edge))
+    routes.mint("twin", mint)
+    mint.held.clear()
+    waiting = [threading.Event(), threading.Event()]
+    with ThreadPoolExecutor(3) as threads:
+        first = threads.submit(routes.take, URL, lambda: False)
+        try:
+            assert mint.waiting.wait(10)
+            others = [threads.submit(routes.take, URL, lambda e=e: bool(e.set())) for e in waiting]  # type: ignore[misc]
+            for e in waiting * 2:  # It has looked twice, and waits still.
+                assert e.wait(10)
+                e.clear()
+            assert mint.asked == 1
+        finally:
+            mint.held.set()
+    assert len({f.result() for f in (first, *others)}) == 1
+    assert mint.asked == 1
+
+
 def test_what_a_mint_raises_reaches_every_reader(edge: Edge, receiving: Receiving) -> None:
     def refuse() -> Minted:
         raise SourceDenied("the token is not good", remedy="Get another.")

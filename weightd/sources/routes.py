@@ -69,13 +69,15 @@ class _Known:
     """When somebody began to ask; -inf while nobody does."""
     served: int = 0
     """`serial` when somebody began to ask."""
+    minting: bool = False
+    """Who asks, asks a mint, which may have to wait for long and comes back in any case."""
 
 
 class Routes:
     """By the file's own URL. Any thread, and by messages any process: arguments and results are plain data.
 
-    `patience`: seconds after which one that waits asks too; more than a question takes. `clock`: seconds since the
-    epoch.
+    `patience`: seconds after which one that waits asks too, but not a mint; more than a question takes. `clock`:
+    seconds since the epoch.
     """
 
     def __init__(self, patience: float, clock: Callable[[], float] = time.time) -> None:
@@ -105,9 +107,10 @@ class Routes:
         with self._changed:
             while not aborted():
                 known, now, ticks = self._of(url), self._clock(), time.monotonic()
-                free = ticks >= min(known.asked_at + self._patience, late)
+                free = not known.minting and ticks >= min(known.asked_at + self._patience, late)
                 if free and (not known.address or now >= known.renew_at):
                     known.asked_at, known.served = ticks, known.serial
+                    known.minting = url.partition("://")[0] in self._mints
                     return Route(url, known.serial, True)
                 if known.address and now < known.until:
                     return Route(known.address, known.serial, False, known.headers)
@@ -121,6 +124,7 @@ class Routes:
             minted = mint(url, aborted)
             if minted is not None and minted.leads:
                 leads = True
+                self._asked(url)
                 return Route(minted.address, serial, True, minted.headers)
             if minted is not None:
                 self.learned(url, minted.address, minted.headers, minted.until)
@@ -131,6 +135,12 @@ class Routes:
             if not leads:
                 self.done(url)
         return None
+
+    def _asked(self, url: str) -> None:
+        """The mint has answered, and the caller goes on to ask what it said."""
+        with self._changed:
+            known = self._of(url)
+            known.minting, known.asked_at = False, time.monotonic()
 
     def _good(self, url: str) -> bool:
         with self._changed:
@@ -166,7 +176,7 @@ class Routes:
         """The caller asked, and `learned` what there was to learn. If that was nothing, the next one asks."""
         with self._changed:
             known = self._of(url)
-            known.asked_at = -math.inf
+            known.asked_at, known.minting = -math.inf, False
             if known.serial == known.served and known.address:
                 known.renew_at = min(known.until, self._clock() + REST_S)
             self._changed.notify_all()
