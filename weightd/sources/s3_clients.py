@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import defaultdict
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
 import msgspec
-from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+from botocore.exceptions import NoCredentialsError
 
 from weightd.core.credentials import Credential
 from weightd.core.errors import CredentialsExpired, CredentialsRejected, SourceDenied
@@ -19,7 +20,7 @@ from weightd.sources.receiving import Receiving
 from weightd.sources.routes import MOST, Minted
 from weightd.sources.s3_session import client_of, open_session
 from weightd.sources.s3_settings import S3Options, Secrets, Setting, setting_of
-from weightd.sources.s3_store import Store
+from weightd.sources.s3_store import FAULTS, Store
 
 
 @dataclass(slots=True)
@@ -44,7 +45,8 @@ class Clients:
     def __init__(self, options: S3Options, rules: tuple[Credential, ...], receiving: Receiving) -> None:
         self._options, self._rules, self._receiving = options, rules, receiving
         self._made: dict[Setting, _Made] = {}
-        self._making = asyncio.Lock()
+        self._making: defaultdict[Setting, asyncio.Lock] = defaultdict(asyncio.Lock)
+        """One for each: what gives the credentials of one may be slow."""
         self._minted: dict[str, float] = {}
         """By file: until when its last address is good enough."""
         self._unversioned: set[str] = set()
@@ -66,17 +68,17 @@ class Clients:
 
     async def _of(self, setting: Setting) -> Store:
         secrets = Secrets.of(setting)
-        async with self._making:
+        async with self._making[setting]:
             made = self._made.get(setting)
             if made is not None and made.secrets == secrets and not made.store.rejected:
                 return made.store
             fresh = await self._open(setting, secrets)
+            self._made[setting] = fresh
             if made is not None:
                 fresh.before, outdated = made, made.before
                 made.before = None
                 if outdated is not None:
                     await outdated.close()
-            self._made[setting] = fresh
             return fresh.store
 
     async def _open(self, setting: Setting, secrets: Secrets) -> _Made:
@@ -93,7 +95,7 @@ class Clients:
                     raise NoCredentialsError  # And not a client that never has any.
                 opened = AsyncExitStack()
                 client = await opened.enter_async_context(client_of(session, setting, secrets, http))
-        except (BotoCoreError, ClientError, OSError, ValueError) as e:
+        except FAULTS as e:
             raise faults.translated(e, where, where) from None
         return _Made(secrets, Store(client, setting.options, credentials, self._receiving.pool.gates, limit), opened)
 

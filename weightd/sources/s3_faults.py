@@ -6,6 +6,7 @@ Of what a server says, its code is repeated, and nothing else: its text may repe
 from __future__ import annotations
 
 import email.utils
+import json
 import re
 import time
 from collections.abc import Mapping
@@ -170,6 +171,14 @@ def _credentials(e: Exception) -> WeightdError | None:
             )
         case b.UnauthorizedSSOTokenError() | b.SSOTokenLoadError() | b.TokenRetrievalError():
             return CredentialsExpired("the single sign-on session has ended", remedy="Log in again (aws sso login).")
+        case RuntimeError() if "redentials were refreshed" in str(e):
+            return CredentialsExpired(
+                "what gives the credentials gives expired ones", remedy=f"Check what gives them. {WHERE_FROM}"
+            )
+        case json.JSONDecodeError():
+            return CredentialsMissing(
+                "what gives the credentials answers no JSON", remedy=f"Check what gives them. {WHERE_FROM}"
+            )
         case b.CredentialRetrievalError() | b.MetadataRetrievalError() | b.RefreshWithMFAUnsupportedError():
             provider = str(e.kwargs.get("provider", "its role"))[:60]
             return CredentialsMissing(

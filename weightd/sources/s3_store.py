@@ -32,7 +32,8 @@ LIFE_S: Final = 3600
 LEAST_LIFE_S: Final = 1
 MAX_LISTED: Final = 100_000
 """Objects below one prefix; a model has some thousands at most."""
-_FAULTS: Final = (ClientError, BotoCoreError, OSError, ValueError)
+FAULTS: Final = (ClientError, BotoCoreError, OSError, ValueError, RuntimeError)
+"""RuntimeError: of credentials that are renewed and expired at once, and of a client that was just closed."""
 _NO_CREDENTIALS: Final = (CredentialsExpired, CredentialsMissing, CredentialsRejected)
 _PAYS: Final = {"x-amz-request-payer": "requester"}
 
@@ -94,7 +95,7 @@ class Store:
                     return None
                 if attempt or not 300 <= faults.status_of(e) < 500:
                     raise self._translated(e, at) from None
-            except _FAULTS as e:
+            except FAULTS as e:
                 raise self._translated(e, at) from None
             # An answer without a body does not say why. If this does not raise, it has led to the bucket's region.
             await self.check(at)
@@ -142,7 +143,7 @@ class Store:
                     )
             except ClientError:
                 return []
-            except _FAULTS as e:
+            except FAULTS as e:
                 raise self._translated(e, at) from None
             listed: Mapping[str, Any] = answer.get("ObjectParts", {})
             for one in listed.get("Parts", ()):
@@ -159,7 +160,7 @@ class Store:
             async with asyncio.timeout(self._limit):
                 life, until = await self._life()
                 url = await self._client.generate_presigned_url("get_object", Params=self._named(at), ExpiresIn=life)
-        except _FAULTS as e:
+        except FAULTS as e:
             raise self._translated(e, at) from None
         return Minted(urls.encode(url), _signed_headers(url), until)
 
@@ -188,7 +189,7 @@ class Store:
             async with asyncio.timeout(self._limit):
                 yield
             self._reached.add(at.bucket)
-        except _FAULTS as e:
+        except FAULTS as e:
             raise self._translated(e, at) from None
 
     def _translated(self, e: Exception, at: S3Object) -> WeightdError:

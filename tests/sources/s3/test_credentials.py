@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import json
 import os
@@ -16,7 +17,7 @@ from tests.sources.s3.conftest import Make, fault, read, resolve
 from tests.support.scripted_s3 import Answer, Asked, ScriptedS3
 from tests.support.seaweed import ADMIN, Seaweed
 from weightd.core.credentials import Credential
-from weightd.core.errors import CredentialsMissing, CredentialsRejected
+from weightd.core.errors import CredentialsExpired, CredentialsMissing, CredentialsRejected
 from weightd.sources.registry import Sources
 
 DATA = bytes(range(256)) * 100
@@ -189,3 +190,36 @@ async def test_its_thread_ends_with_the_source(bucket: Seaweed, make: Make, admi
     await source.close()
     assert not any(t.name == "weightd-s3" for t in set(threading.enumerate()) - before)
     assert len(os.listdir("/proc/self/fd")) <= descriptors + 2
+
+
+def giving(tmp_path: Path, body: str) -> str:
+    """A program for `credential_process`."""
+    program = tmp_path / "give.py"
+    program.write_text(body)
+    return f"{sys.executable} {program}"
+
+
+async def test_a_program_gives_what_has_expired(scripted: ScriptedS3, make: Make, tmp_path: Path) -> None:
+    old = {"Version": 1, "AccessKeyId": "OLDKEY", "SecretAccessKey": "s3cr3t", "SessionToken": "s3cr3t"}
+    text = json.dumps(old | {"Expiration": expiry(-60)})
+    files(tmp_path, f"[profile old]\ncredential_process = {giving(tmp_path, f'print({text!r})')}\n")
+    e = await fault(make(scripted.endpoint, profile="old"), REF)
+    assert type(e) is CredentialsExpired
+
+
+async def test_who_gives_nothing_holds_nobody_up(scripted: ScriptedS3, make: Make, tmp_path: Path) -> None:
+    """Other buckets, with credentials of their own, are read meanwhile."""
+    asked, end = tmp_path / "asked", tmp_path / "end"
+    os.mkfifo(asked)
+    os.mkfifo(end)
+    program = giving(tmp_path, f"open({str(asked)!r}, 'w').close()\nopen({str(end)!r}).read()\n")
+    files(tmp_path, f"[profile slow]\ncredential_process = {program}\n")
+    scripted.put("givers/m/model.safetensors", DATA)
+    source = make(scripted.endpoint, (Credential("s3://slow/*", profile="slow"),))
+    slow = asyncio.create_task(resolve(source, "s3://slow/m/model.safetensors"))
+    await asyncio.to_thread(asked.read_bytes)
+    async with asyncio.timeout(30):
+        assert await resolve(source, REF)
+    await asyncio.to_thread(end.write_bytes, b"")
+    with pytest.raises(CredentialsMissing):
+        await slow
