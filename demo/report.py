@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from demo.play import Way
-from demo.snapshot import SENTENCES
+from demo.snapshot import SENTENCES, WEIGHTS
 
 
 def mib(count: float) -> str:
@@ -47,11 +47,12 @@ def ways(shared: Way, mapped: Way, read: Way, again: float, size: int) -> Table:
     table.add_row("memory of the weights, all four", *(mib(w) for w in weights))
     table.add_row("  in copies of the file", *(f"{w / size:.2f}" for w in weights))
     table.add_row("private memory gained, all four", *(mib(w.private) for w in all_ways), end_section=True)
-    table.add_row("bytes checked when they came", CHECKED[shared.verification], "no", "no")
+    table.add_row("bytes checked when they came", CHECKED[_level(shared.levels)], "no", "no")
     return table
 
 
-CHECKED = {"size": "parts, size", "crc": "parts, CRC", "sha256": "parts, SHA-256"}
+CHECKED = {"size": "parts, size", "crc": "parts, CRC", "git": "parts, git id", "sha256": "parts, SHA-256"}
+LEVELS = {"size": "size alone", "crc": "CRC", "git": "git's id (SHA-1)", "sha256": "SHA-256"}
 ATTACKS = {
     "numpy": "lease[name].fill(0)",
     "flag": "lease[name].setflags(write=True)",
@@ -64,6 +65,18 @@ NOTE = (
     " CPU, so its pages are shared too: as long as the whole file is on local disk, keeps its dtype and is not evicted."
     " 'read into memory' stands for what cannot map: pickles, other dtypes, network mounts, loaders that copy."
 )
+
+
+def _level(found: dict[str, list[str]]) -> str:
+    """Of the weights."""
+    return next(level for level, paths in found.items() if WEIGHTS in paths)
+
+
+def levels(found: dict[str, list[str]]) -> str:
+    """How far each file was verified, the largest group last."""
+    groups = sorted(found.items(), key=lambda group: len(group[1]))
+    told = [f"{paths[0] if len(paths) == 1 else f'{len(paths)} files'} by {LEVELS[level]}" for level, paths in groups]
+    return "Checked when they came: " + ", ".join(told) + "."
 
 
 def attacks(result: dict[str, str]) -> Table:

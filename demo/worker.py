@@ -19,6 +19,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from huggingface_hub import snapshot_download
 from transformers import AutoModel
 from transformers.utils import logging as transformers_logging
 
@@ -47,13 +48,23 @@ class Worker:
         acquired = time.perf_counter()
         self.model = build(self.lease.state_dict(), Path(self.lease.path))
         used = self._use(begin, acquired, Path(self.lease.path), sentences)
-        return {**used, "verification": self.lease.verification.name.lower()}
+        levels: dict[str, list[str]] = {}
+        for path, file in self.lease.files.items():
+            levels.setdefault(file.verification.name.lower(), []).append(path)
+        return {**used, "levels": levels}
 
     def mapped(self, ref: str, directory: str, sentences: list[str]) -> dict[str, Any]:
         """The usual way: transformers, which maps a local safetensors file."""
         begin = time.perf_counter()
         self.model = AutoModel.from_pretrained(directory).eval()
         return self._use(begin, begin, Path(directory), sentences)
+
+    def named(self, repo: str, sentences: list[str]) -> dict[str, Any]:
+        """By its name at the Hub, out of the cache of this process, which is offline."""
+        directory = snapshot_download(repo)
+        begin = time.perf_counter()
+        self.model = AutoModel.from_pretrained(repo).eval()
+        return {**self._use(begin, begin, Path(directory), sentences), "directory": directory}
 
     def read(self, ref: str, directory: str, sentences: list[str]) -> dict[str, Any]:
         """The file read into memory of this process's own."""

@@ -24,7 +24,7 @@ import socket
 import ssl
 import struct
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -144,6 +144,8 @@ class Origin:
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
         self.port: int = self._listener.getsockname()[1]
         self.connections = 0
+        self.bytes_sent = 0
+        """Of files, as far as they went out to the kernel."""
 
     def url(self, path: str = "") -> str:
         """Of a name in it."""
@@ -335,7 +337,9 @@ class Origin:
         count = min([answer.length, *stops])
         if fault.chunked:
             sock.sendall(f"{count:x}\r\n".encode())
-        _send_bytes(sock, answer, count)
+        for sent in _send_bytes(sock, answer, count):
+            with self._lock:
+                self.bytes_sent += sent
         if fault.stall_after is not None:
             self._stopping.wait()
             return False
@@ -386,23 +390,28 @@ def plain(status: int, body: bytes, headers: Mapping[str, str] | None = None) ->
     return Answer(status, {"Content-Type": "text/plain", **(headers or {})}, body=body, length=len(body))
 
 
-def _send_bytes(sock: socket.socket, answer: Answer, count: int) -> None:
+def _send_bytes(sock: socket.socket, answer: Answer, count: int) -> Iterator[int]:
+    """How many were sent, again and again."""
     file = answer.file
     if file is None or file.path is None:
         data = memoryview(answer.body if file is None else file.data)  # type: ignore[arg-type]
         for start in range(answer.offset, answer.offset + count, _ONE_SEND):
-            sock.sendall(data[start : min(start + _ONE_SEND, answer.offset + count)])
+            piece = data[start : min(start + _ONE_SEND, answer.offset + count)]
+            sock.sendall(piece)
+            yield len(piece)
         return
     with file.path.open("rb") as stream:
         if isinstance(sock, ssl.SSLSocket):
             stream.seek(answer.offset)
-            while count and (piece := stream.read(min(count, _ONE_SEND))):
-                sock.sendall(piece)
-                count -= len(piece)
+            while count and (block := stream.read(min(count, _ONE_SEND))):
+                sock.sendall(block)
+                count -= len(block)
+                yield len(block)
             return
         offset = answer.offset
         while count and (sent := os.sendfile(sock.fileno(), stream.fileno(), offset, min(count, 1 << 30))):
             offset, count = offset + sent, count - sent
+            yield sent
 
 
 def in_memory(data: bytes) -> File:
