@@ -13,7 +13,7 @@ from weightd.core.parts import ALIGN
 
 K = TypeVar("K", bound=Hashable)
 
-LEAST = 1 << 17
+LEAST = 1 << 19
 """Fewer are not worth a request."""
 WORTH_S = 0.05
 """A request that ends sooner is left alone."""

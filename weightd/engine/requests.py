@@ -42,9 +42,9 @@ class Request:
 
 
 class Requests:
-    """Of one transfer of `parts` parts. Any thread."""
+    """Of one transfer of `parts` parts, by up to `receivers`. Any thread."""
 
-    def __init__(self, parts: int) -> None:
+    def __init__(self, parts: int, receivers: int = 16) -> None:
         self._lock = threading.Lock()
         self._readers: set[Reader] = set()
         self._running: set[Request] = set()
@@ -53,6 +53,9 @@ class Requests:
         self._ended: deque[float] = deque(maxlen=ENDED)
         self._first_byte = math.inf
         self.allowance = allowance(parts)
+        # Each costs what is on its way on the connection that is cut, and gains nothing where the origin gives so much
+        # to all connections together: then one that was divided would be the last again, and be divided again.
+        self._divisions = receivers
 
     def opened(self, reader: Reader) -> None:
         """From now on `abort` reaches it, at once if that was called before."""
@@ -86,17 +89,25 @@ class Requests:
         now = time.monotonic()
         with self._lock:
             running = {r: _running(r, r.task, now) for r in self._running if r.task is not None and not r.replaced}
-            last = None if self._stopped else last_to_end(running, self._ended, self._first_byte, warm=warm)
+            last = (
+                None
+                if self._stopped or not self._divisions
+                else last_to_end(running, self._ended, self._first_byte, warm=warm)
+            )
             task = last[0].task if last else None
             if last is None or task is None or len(self._running) >= task.job.width():
                 return None
-            return task.divide(kept=last[1])
+            rear = task.divide(kept=last[1])
+            self._divisions -= rear is not None
+            return rear
 
     @property
     def divisible(self) -> bool:
         """Whether anything is under way of which some might still be taken over."""
         with self._lock:
-            return any(r.task is not None and border(r.task.reach, r.task.end) is not None for r in self._running)
+            return self._divisions > 0 and any(
+                r.task is not None and border(r.task.reach, r.task.end) is not None for r in self._running
+            )
 
     def end(self, request: Request) -> None:
         """After this it is not aborted for being slow. Idempotent."""

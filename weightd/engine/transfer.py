@@ -85,7 +85,7 @@ class Transfer:
         files = list(files)
         self.attempts, self.pause, self.throttle = options.attempts, options.pause, options.throttle
         self.stopping = threading.Event()
-        self.requests = Requests(sum(f.parts for f in files))
+        self.requests = Requests(sum(f.parts for f in files), options.receivers)
         self._on_done, self._going = on_done, going
         self._places = Places(options.open_files)
         self._tasks = order(files, options.hashers, self._places, self.stopping)
