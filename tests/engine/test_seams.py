@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.engine.rig import PART, SECONDS, Origin, Served, running, sha256
-from tests.engine.test_snapshots import SHARED, fetch, version
+from tests.engine.test_snapshots import SHARED, fetch, gone, version
 from weightd.core.errors import SourceNotFound
 from weightd.core.lifecycle import Residency
 from weightd.engine.api import CopyState, FileCheck, Tier
@@ -72,3 +72,20 @@ async def test_what_another_ref_brought_anew_goes_with_its_record(tmp_path: Path
         held = {str(d) for d in rig.blobs.digests()}
         assert recorded(tmp_path) == held == set(rig.engine._catalog.blobs)
         await rig.check_idle(blobs=6, segments=0)
+
+
+async def test_what_cannot_be_removed_of_an_old_snapshot_keeps_the_rest_from_nothing(tmp_path: Path) -> None:
+    async with running(tmp_path, Origin(), keep=0) as rig:
+        await fetch(rig, 1, Tier.SHM)
+        for data in version(1)["a"], version(1)["only-1"]:
+            path = rig.blobs.path(sha256(data))
+            path.unlink()
+            (path / "somebody's").mkdir(parents=True)
+        old = rig.engine.models()[0]
+        await fetch(rig, 2, Tier.SHM)
+        assert [m.current for m in rig.engine.models()] == [True]
+        assert gone(old)
+        status = await rig.engine.status()
+        pages = sum(-(-len(data) // 4096) * 4096 for data in version(2).values())
+        assert (status.nvme.resident, status.shm.resident) == (pages, pages)
+        assert len(rig.segments()) == 3

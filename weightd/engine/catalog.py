@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from typing import Final, TypeVar
 from weakref import WeakValueDictionary
@@ -351,14 +351,19 @@ class Catalog:
             raise
         self.snapshots.remove(model)
         self.seen = {k: d for k, d in self.seen.items() if d not in gone}
-        await self.io(self._directories.remove, model.ref.key, model.manifest.revision)
-        for blob in here:
+        async with AsyncExitStack() as stack:  # All of it, whatever fails of it.
+            for blob in here:
+                stack.push_async_callback(self._delete, blob)
+            await self.io(self._directories.remove, model.ref.key, model.manifest.revision)
+
+    async def _delete(self, blob: Blob) -> None:
+        """One without a record, of which nothing else knows."""
+        blob.nvme.to(Residency.EVICTING)
+        try:
             await self._detach(blob)
-            blob.nvme.to(Residency.EVICTING)
-            try:
-                await self.io(self.store.delete, blob.record.digest)
-            finally:
-                self.nvme.free(footprint(blob.record.size))
+            await self.io(self.store.delete, blob.record.digest)
+        finally:
+            self.nvme.free(footprint(blob.record.size))
             blob.nvme.to(Residency.ABSENT)
 
     @contextmanager
