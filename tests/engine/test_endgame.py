@@ -21,7 +21,7 @@ from weightd.core.refs import parse_ref
 from weightd.engine.api import Tier
 from weightd.engine.buffers import SegmentBuffers, SlabBuffers
 from weightd.engine.jobs import FileJob
-from weightd.engine.tasks import Pending
+from weightd.engine.tasks import Pending, Task
 from weightd.engine.transfer import Stopped, Transfer, TransferOptions
 from weightd.sources.connection import HttpOptions
 from weightd.sources.http import HttpSource
@@ -162,7 +162,14 @@ async def test_the_source_changes_before_it_is_taken_over(origin: Origin) -> Non
     for fault in (Fault(), STALLED):
         origin.fault("f.bin", fault, times=1)
     async with begun(origin, silence=60) as run:
-        run.go(lambda: (origin.wait_for(3), origin.put("f.bin", pattern(SIZE, "another"))))
+        take_over = run.transfer.requests.take_over
+
+        def change_first(*, warm: bool) -> Task | None:
+            origin.put("f.bin", pattern(SIZE, "another"))
+            return take_over(warm=warm)
+
+        run.transfer.requests.take_over = change_first  # type: ignore[method-assign]
+        run.go()
     assert isinstance(run.error, SourceChanged)
     assert run.done == []
 
