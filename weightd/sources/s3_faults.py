@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from botocore import exceptions as b
+from botocore.parsers import ResponseParserError
 
 from weightd.core.errors import (
     BucketNotFound,
@@ -217,7 +218,7 @@ def _network(e: Exception, endpoint: str) -> WeightdError:
             return SourceUnavailable(f"no connection to {endpoint}", remedy=remedy)
         case b.ReadTimeoutError() | TimeoutError():
             return SourceUnavailable(f"{endpoint} does not answer in time", remedy=_AGAIN)
-        case b.ResponseParserError():
+        case ResponseParserError():
             return SourceUnavailable(f"{endpoint} does not speak S3", remedy="Check s3.endpoint.")
         case _:
             return SourceUnavailable(f"{endpoint}: the request failed ({type(e).__name__})", remedy=_AGAIN)

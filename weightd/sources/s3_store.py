@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
 from botocore.exceptions import BotoCoreError, ClientError
+from botocore.parsers import ResponseParserError
 
 from weightd.core.crc import CrcAlgorithm
 from weightd.core.errors import (
@@ -20,6 +21,7 @@ from weightd.core.errors import (
     WeightdError,
 )
 from weightd.core.ranges import THROTTLED, asked_to_wait
+from weightd.core.refs import redact
 from weightd.core.s3 import S3Object
 from weightd.sources import s3_faults as faults
 from weightd.sources import urls
@@ -32,7 +34,7 @@ LIFE_S: Final = 3600
 LEAST_LIFE_S: Final = 1
 MAX_LISTED: Final = 100_000
 """Objects below one prefix; a model has some thousands at most."""
-FAULTS: Final = (ClientError, BotoCoreError, OSError, ValueError, RuntimeError)
+FAULTS: Final = (ClientError, BotoCoreError, ResponseParserError, OSError, ValueError, RuntimeError)
 """RuntimeError: of credentials that are renewed and expired at once, and of a client that was just closed."""
 _NO_CREDENTIALS: Final = (CredentialsExpired, CredentialsMissing, CredentialsRejected)
 _PAYS: Final = {"x-amz-request-payer": "requester"}
@@ -59,7 +61,7 @@ class Store:
     def __init__(self, client: Any, options: S3Options, credentials: Any, gates: SharedGates, limit: float) -> None:
         self._client, self._options, self._credentials = client, options, credentials
         self._gates, self._limit = gates, limit
-        self._endpoint = str(client.meta.endpoint_url)
+        self._endpoint = redact(str(client.meta.endpoint_url))
         self.rejected = False
         self._reached: set[str] = set()
         self._regions: dict[str, str] = {}
@@ -104,8 +106,12 @@ class Store:
     async def check(self, at: S3Object) -> None:
         """Read a byte of it: raises why that cannot be."""
         async with self._asking(at):
-            answer = await self._client.get_object(**self._named(at), Range="bytes=0-0")
-            answer["Body"].close()
+            try:
+                answer = await self._client.get_object(**self._named(at), Range="bytes=0-0")
+                answer["Body"].close()
+            except ClientError as e:
+                if faults.status_of(e) != 416:  # It could, if there were one.
+                    raise
 
     async def below(self, at: S3Object, first: int = 0) -> list[Listed]:
         """All objects below the prefix, or at least the `first` ones; but those that stand for directories. Raises
@@ -125,9 +131,14 @@ class Store:
                 raise ManifestError(
                     f"{at.shown} has more than {MAX_LISTED} objects below it", remedy="Name the prefix of one model."
                 )
-            token = page.get("NextContinuationToken")
-            if not page.get("IsTruncated") or not token or 0 < first <= len(found):
+            if not page.get("IsTruncated") or 0 < first <= len(found):
                 return found
+            token = page.get("NextContinuationToken")
+            if not token or token == more.get("ContinuationToken"):
+                raise ManifestError(
+                    f"the list of {at.shown} breaks off: {self._endpoint} does not say how it goes on",
+                    remedy="The server has to mend this (ListObjectsV2); objects can be named one by one.",
+                )
             more = {"ContinuationToken": token}
 
     async def parts(self, at: S3Object, algorithm: CrcAlgorithm) -> list[StoredPart]:

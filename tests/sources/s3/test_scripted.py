@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import datetime
 import email.utils
@@ -395,3 +396,54 @@ async def test_clients_that_were_replaced_are_closed(server: ScriptedS3, make: M
     (made,) = s3._made._made.values()
     assert made.before is not None
     assert made.before.before is None
+
+
+@pytest.mark.parametrize("token", ["", "<NextContinuationToken>same</NextContinuationToken>"], ids=["none", "same"])
+async def test_a_list_that_does_not_go_on(server: ScriptedS3, make: Make, token: str) -> None:
+    """Part of a model is none."""
+
+    def cut(asked: Asked) -> Answer | None:
+        whole = server._list("bucket", asked)
+        body = whole.body.replace(
+            b"<IsTruncated>false</IsTruncated>", f"<IsTruncated>true</IsTruncated>{token}".encode()
+        )
+        return whole._replace(body=body) if asked.path in ("bucket", "bucket/") else None
+
+    server.rule(cut)
+    e = await fault(make(server.endpoint), "s3://bucket/m/")
+    assert type(e) is ManifestError
+    assert "breaks off" in e.message
+
+
+async def test_an_endpoint_of_the_environment_with_a_password(
+    server: ScriptedS3, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint.replace("://", "://user:s3cr3t@"))
+    e = await fault(make(""), "s3://bucket/none")
+    assert "user" not in e.message
+
+
+async def test_an_empty_object_in_another_region(scripted: ScriptedS3, make: Make) -> None:
+    """Why a HEAD is refused is asked by reading a byte, of which there is none."""
+    scripted.put("bucket/empty", b"")
+
+    def elsewhere(asked: Asked) -> Answer | None:
+        signed = asked.headers.get("authorization", "") + asked.query.get("X-Amz-Credential", "")
+        if "/eu-far-1/s3/" not in signed:
+            return error(400, "AuthorizationHeaderMalformed", "<Region>eu-far-1</Region>")
+        return error(416, "InvalidRange") if "range" in asked.headers else None
+
+    scripted.rule(elsewhere)
+    (file,) = (await resolve(make(scripted.endpoint), "s3://bucket/empty")).files
+    assert file.size == 0
+
+
+@pytest.mark.parametrize("ref", [REF, "s3://bucket/m/"])
+async def test_a_server_that_breaks_off(make: Make, admin: None, ref: str) -> None:
+    async def break_off(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(break_off, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        assert type(await fault(make(f"http://127.0.0.1:{port}"), ref)) is SourceUnavailable
