@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, TypeVar
-from urllib.parse import quote, urljoin
+from urllib.parse import quote, urljoin, urlsplit
 
 import msgspec
 
@@ -91,7 +91,9 @@ class HubApi:
             raise SourceUnavailable(
                 f"{asked.endpoint} names no commit of {ref.repo}, or another", remedy="Check the endpoint."
             )
-        return Commit(_renamed(info.id, ref.repo), info.sha)
+        name = _renamed(info.id, ref.repo)
+        # What another Hub has, with a token of its own, is not this one's to name.
+        return Commit(name if self.access.endpoint(name) == asked.endpoint else ref.repo, info.sha)
 
     def files(self, commit: Commit, aborted: Aborted) -> list[HubFile]:
         """Of a commit, all. Raises ManifestError for a list that lies."""
@@ -177,8 +179,13 @@ def _next(told: Told, url: str, asked: Asked) -> str:
     found = _NEXT.search(told.headers.get("link", ""))
     if found is None:
         return ""
-    following = urljoin(url, found[1])
-    path = urls.target(urls.encode(following)).path
+    try:
+        parts = urlsplit(urls.encode(urljoin(url, found[1])))
+    except (ValueError, WeightdError):
+        raise ManifestError(
+            f"{asked.endpoint} names no address of the next page of its list", remedy="The Hub has to mend this."
+        ) from None
+    path = f"{parts.path}?{parts.query}" if parts.query else parts.path
     base = urls.target(asked.endpoint)
     prefix = base.path.rstrip("/")
     return f"{base.origin.scheme}://{base.origin.header}{path if path.startswith(prefix + '/') else prefix + path}"
