@@ -7,7 +7,7 @@ import hashlib
 import logging
 import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -83,7 +83,8 @@ class HubSource:
         self._minted: set[str] = set()
         self._threads = ThreadPoolExecutor(THREADS, "weightd-hub")
         self._lock = threading.Lock()
-        self._one_by_one = threading.Lock()
+        self._one_by_one: defaultdict[HubRef, asyncio.Lock] = defaultdict(asyncio.Lock)
+        """For the files of one model that are asked for one by one: all but the first wait, and in no thread."""
         receiving.routes.mint("hf", self._mint)
 
     async def resolve(self, ref: Ref) -> Manifest:
@@ -97,7 +98,10 @@ class HubSource:
 
     async def stat(self, ref: Ref, path: str, url: str, *, size: int | None, digest: Digest | None) -> FileSpec:
         try:
-            return await self._in_thread(lambda aborted: self._stat(path, url, size, digest, aborted))
+            one = _of_one_file(url, path)
+            async with self._one_by_one[HubRef(one.repo, one.revision)]:
+                commit, listed = await self._in_thread(lambda aborted: self._known(one, aborted))
+            return await self._in_thread(lambda _: self._stat(path, one, commit, listed, size, digest))
         except WeightdError as e:
             raise e.about(ref=ref.shown, file=path) from None
 
@@ -211,11 +215,13 @@ class HubSource:
             )
         return data
 
-    def _stat(self, path: str, url: str, size: int | None, digest: Digest | None, aborted: Aborted) -> FileSpec:
-        ref = _of_one_file(url, path)
-        with self._one_by_one:
-            commit = self._same_commit(ref, aborted)
-            listed = self._files(commit, aborted)
+    def _known(self, ref: HubRef, aborted: Aborted) -> tuple[Commit, list[HubFile]]:
+        commit = self._same_commit(ref, aborted)
+        return commit, self._files(commit, aborted)
+
+    def _stat(
+        self, path: str, ref: HubRef, commit: Commit, listed: list[HubFile], size: int | None, digest: Digest | None
+    ) -> FileSpec:
         found = next((f for f in listed if f.path == ref.path), None)
         if found is None:
             raise SourceNotFound(f"{ref.repo} at {ref.revision!r} has no {ref.path}", remedy="Check the path.")
@@ -225,10 +231,13 @@ class HubSource:
 
     def _same_commit(self, ref: HubRef, aborted: Aborted) -> Commit:
         whole, now = HubRef(ref.repo, ref.revision), time.monotonic()
-        self._commits = {r: known for r, known in self._commits.items() if now < known[0] + _SAME_S}
-        if whole not in self._commits:
-            self._commits[whole] = (now, self._commit(whole, aborted))
-        return self._commits[whole][1]
+        with self._lock:
+            known = self._commits.get(whole)
+        if known is None or now >= known[0] + _SAME_S:
+            known = now, self._commit(whole, aborted)
+            with self._lock:
+                self._commits[whole] = known
+        return known[1]
 
     def _spec(self, commit: Commit, file: HubFile, path: str) -> FileSpec:
         url = HubRef(commit.repo, commit.sha, file.path).url

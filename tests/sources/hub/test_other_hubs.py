@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,11 @@ from tests.support.hub_repos import Repo
 from tests.support.origin import Fault
 from weightd.core.credentials import Credential
 from weightd.core.errors import WeightdError
+from weightd.core.refs import parse_ref
+from weightd.sources.connection import HttpOptions
+from weightd.sources.hub import THREADS
 from weightd.sources.hub_access import HubOptions
+from weightd.sources.receiving import Receiving
 
 
 async def test_a_name_that_leads_to_another_hub(world: World, repo: Repo, hub: Hub, tmp_path: Path) -> None:
@@ -35,3 +40,23 @@ async def test_a_next_page_that_is_none(world: World, repo: Repo, hub: Hub, link
     with pytest.raises(WeightdError) as e:
         await world.resolve()
     assert e.value.remedy
+
+
+async def test_many_files_of_one_model_hold_up_no_other(world: World, repo: Repo, hub: Hub) -> None:
+    """They are asked for one by one, and wait for one answer, that does not come."""
+    world.receiving = Receiving(HttpOptions(connect_timeout=5, read_timeout=100))
+    hub.repo("org/other").commit({"model.safetensors": b"1"})
+    hub.fault("api/models/org/name/*", Fault(stall_head=True))
+    source, name = world.source, parse_ref("model")
+    asked = [
+        asyncio.create_task(source.stat(name, f"{i}", f"hf://org/name/{i}", size=None, digest=None))
+        for i in range(2 * THREADS)
+    ]
+    try:
+        await asyncio.to_thread(hub.wait_for, 1)
+        assert await source.resolve(parse_ref("hf://org/other"))
+        assert not any(task.done() for task in asked)
+    finally:
+        for task in asked:
+            task.cancel()
+        await asyncio.gather(*asked, return_exceptions=True)
