@@ -49,6 +49,13 @@ def test_the_root_logger_is_left_as_it_was(capfd: pytest.CaptureFixture[str]) ->
     assert (logging.root.level, list(logging.root.handlers)) == before
 
 
+def test_libraries_that_log_headers_do_not(capfd: pytest.CaptureFixture[str]) -> None:
+    with logging_to_stderr("debug", "text"):
+        for name in ("httpcore.http11", "httpx", "urllib3.connectionpool", "aiohttp.client", "huggingface_hub.utils"):
+            logging.getLogger(name).info("authorization: hunter2")
+    assert capfd.readouterr().err == ""
+
+
 async def test_a_blocked_loop_is_noticed() -> None:
     noticed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     handler = logging.Handler()

@@ -46,7 +46,7 @@ def logging_to_stderr(level: str, format: str) -> Iterator[None]:
     root.addHandler(handler)
     root.setLevel(level.upper())
     # Their debug lines hold addresses and headers, and nothing that an operator of weightd needs.
-    for chatty in ("asyncio", "grpc", "aiohttp", "botocore", "urllib3"):
+    for chatty in ("asyncio", "grpc", "aiohttp", "urllib3", "httpx", "httpcore", "huggingface_hub"):
         logging.getLogger(chatty).setLevel(max(logging.WARNING, root.level))
     listener.start()
     try:
