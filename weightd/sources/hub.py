@@ -82,6 +82,7 @@ class HubSource:
         self._distrusted: set[FileSpec] = set()
         self._minted: set[str] = set()
         self._threads = ThreadPoolExecutor(THREADS, "weightd-hub")
+        self._closed = threading.Event()
         self._lock = threading.Lock()
         self._one_by_one: defaultdict[HubRef, asyncio.Lock] = defaultdict(asyncio.Lock)
         """For the files of one model that are asked for one by one: all but the first wait, and in no thread."""
@@ -129,14 +130,19 @@ class HubSource:
         return self._quotas.spent()
 
     async def close(self) -> None:
-        """The connections are those of `receiving`."""
+        """What is under way ends soon. The connections are those of `receiving`."""
+        self._closed.set()
         await asyncio.to_thread(self._threads.shutdown)
 
     async def _in_thread(self, call: Callable[[Aborted], T]) -> T:
         """Ended when the caller is cancelled. A quota may be long in coming: the threads are nobody else's."""
+        if self._closed.is_set():
+            raise SourceUnavailable("the source is closed", remedy="Ask again once the daemon runs.")
         over = threading.Event()
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, call, over.is_set)
+            return await asyncio.get_running_loop().run_in_executor(
+                self._threads, call, lambda: over.is_set() or self._closed.is_set()
+            )
         except asyncio.CancelledError:
             over.set()
             raise

@@ -1,4 +1,4 @@
-"""What one Hub says of repositories, pages and addresses counts for that Hub alone."""
+"""What one Hub says counts for that Hub alone, and one that does not answer holds up no other, nor the end."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.support.hub import Hub
 from tests.support.hub_repos import Repo
 from tests.support.origin import Fault
 from weightd.core.credentials import Credential
-from weightd.core.errors import WeightdError
+from weightd.core.errors import SourceUnavailable, WeightdError
 from weightd.core.refs import parse_ref
 from weightd.sources.connection import HttpOptions
 from weightd.sources.hub import THREADS
@@ -60,3 +60,17 @@ async def test_many_files_of_one_model_hold_up_no_other(world: World, repo: Repo
         for task in asked:
             task.cancel()
         await asyncio.gather(*asked, return_exceptions=True)
+
+
+async def test_closing_ends_what_is_asked(world: World, repo: Repo, hub: Hub) -> None:
+    world.receiving = Receiving(HttpOptions(connect_timeout=5, read_timeout=100))
+    hub.fault("api/models/*", Fault(stall_head=True))
+    source = world.source
+    asked = asyncio.create_task(source.resolve(parse_ref("hf://org/name")))
+    await asyncio.to_thread(hub.wait_for, 1)
+    async with asyncio.timeout(30):
+        await source.close()
+    with pytest.raises(SourceUnavailable):
+        await asked
+    with pytest.raises(SourceUnavailable):
+        await source.resolve(parse_ref("hf://org/name"))
