@@ -30,8 +30,14 @@ class LoopThread:
         self._closed = False
 
     async def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """`work` there, awaited here; cancelled there when it is cancelled here."""
-        return await asyncio.wrap_future(self._submit(work))
+        """`work` there, awaited here; cancelled there when it is cancelled here. Once closed, SourceUnavailable."""
+        try:
+            return await asyncio.wrap_future(self._submit(work))
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if self._closed and task is not None and not task.cancelling():
+                raise _closing() from None
+            raise
 
     def wait(self, work: Coroutine[Any, Any, T], aborted: Callable[[], bool]) -> T | None:
         """`work` there, waited for in this thread; None, and `work` cancelled, once `aborted`."""

@@ -447,3 +447,23 @@ async def test_a_server_that_breaks_off(make: Make, admin: None, ref: str) -> No
     async with await asyncio.start_server(break_off, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
         assert type(await fault(make(f"http://127.0.0.1:{port}"), ref)) is SourceUnavailable
+
+
+async def test_closing_ends_what_is_asked(make: Make, admin: None) -> None:
+    asked = asyncio.Event()
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        asked.set()
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(silent, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        source = make(f"http://127.0.0.1:{port}", http=HttpOptions(read_timeout=100))
+        task = asyncio.create_task(resolve(source, REF))
+        await asked.wait()
+        async with asyncio.timeout(30):
+            await source.close()
+        with pytest.raises(SourceUnavailable, match="closed"):
+            await task
