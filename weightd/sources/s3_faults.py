@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Mapping
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from botocore import exceptions as b
 from botocore.parsers import ResponseParserError
@@ -32,6 +33,7 @@ from weightd.core.errors import (
     WrongRegion,
 )
 from weightd.core.ranges import asked_to_wait, is_transient
+from weightd.core.refs import redact
 
 BUSY: Final = frozenset(
     {"SlowDown", "ServiceUnavailable", "Throttling", "ThrottlingException", "RequestLimitExceeded", "TooManyRequests"}
@@ -140,11 +142,20 @@ def _of_status(e: b.ClientError, code: str, status: int, text: str) -> WeightdEr
 def _region(e: b.ClientError, text: str) -> WeightdError:
     error = e.response.get("Error", {})
     said = str(error.get("Region") or headers_of(e).get("x-amz-bucket-region") or error.get("Endpoint") or "")
+    if not said and (moved := headers_of(e).get("location", "")):
+        return InvalidArgument(
+            f"{text}: it redirects to {_origin(moved)}", remedy="Set s3.endpoint to where it leads, if that is meant."
+        )
     told = f", it is in {said}" if re.fullmatch(r"[A-Za-z0-9.-]{1,255}", said) else ""
     return WrongRegion(
         f"{text}: the bucket is not in the region that was asked{told}",
         remedy="Set region, and endpoint if it has one of its own, in [s3] or under [[credentials]] for the bucket.",
     )
+
+
+def _origin(url: str) -> str:
+    parts = urlsplit(redact(url))
+    return f"{parts.scheme}://{parts.netloc}"[:255] if parts.netloc else "another path"
 
 
 def _skew(e: b.ClientError) -> str:

@@ -49,11 +49,25 @@ class _Proxied(ProxyConfiguration):  # type: ignore[misc]
         return {}
 
 
+class _NotLed:
+    """A session of aiohttp that follows no redirect, as botocore's own does not: what is signed for one server, and the
+    token with it, is for no other."""
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+
+    async def request(self, method: str, **more: Any) -> Any:
+        return await self._session.request(method, **more, allow_redirects=False)
+
+
 def _session_class(proxies: Proxies) -> type[AIOHTTPSession]:
     class Session(AIOHTTPSession):  # type: ignore[misc]
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
             self._proxy_config = _Proxied(proxies)
+
+        async def _get_session(self, proxy_url: str | None) -> _NotLed:
+            return _NotLed(await super()._get_session(proxy_url))
 
     return Session
 

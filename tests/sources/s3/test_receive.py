@@ -68,12 +68,12 @@ async def test_an_address_that_is_refused_is_renewed(weed: Seaweed, make: Make, 
 async def test_an_address_of_a_short_life_is_renewed(
     weed: Seaweed, make: Make, admin: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("weightd.sources.s3_store.LIFE_S", 1)
+    monkeypatch.setattr("weightd.sources.s3_store.LIFE_S", 3)
     source = make(weed.endpoint)
     file = await one(weed, source, "short-lived")
     assert await read(source, file) == DATA
     first = address(source, file)
-    assert "X-Amz-Expires=1&" in first
+    assert "X-Amz-Expires=3&" in first
     await asyncio.to_thread(until_refused, first)
     assert await read(source, file) == DATA
     assert address(source, file) != first

@@ -98,6 +98,22 @@ async def test_a_region_that_is_not_told(server: ScriptedS3, make: Make) -> None
     assert "Set region" in e.remedy
 
 
+@pytest.mark.parametrize("ref", [REF, "s3://bucket/m/"])
+async def test_an_endpoint_that_is_elsewhere(
+    server: ScriptedS3, make: Make, monkeypatch: pytest.MonkeyPatch, ref: str
+) -> None:
+    """Nothing that was signed for one server, and no token of a session, is sent to another."""
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "session-s3cr3t")
+    with ScriptedS3() as other:
+        there = f"{other.endpoint}/bucket/?X-Amz-Signature=s3cr3t"
+        server.rule(lambda _: Answer(301, {"Location": there, "Content-Type": "text/html"}, b"<html>Moved"))
+        e = await fault(make(server.endpoint), ref)
+        assert other.log == []
+    assert type(e) is InvalidArgument
+    assert f"it redirects to {other.endpoint}" in e.message
+    assert "s3.endpoint" in e.remedy
+
+
 async def test_slow_down(server: ScriptedS3, make: Make) -> None:
     """It is asked again, and the receivers of this server are told."""
     source = make(server.endpoint)
