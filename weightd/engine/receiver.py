@@ -117,7 +117,7 @@ class Receiver:
 
     def _try(self, task: Task, attempt: int) -> int:
         """One request. Returns the number of attempts that failed in a row."""
-        parts = len(task.parts)
+        parts, at = len(task.parts), task.at
         request: Request | None = None
         try:
             reader = self._reader(task.job)
@@ -131,7 +131,8 @@ class Receiver:
                 raise Stopped from e
             if request is not None and request.replaced:
                 return attempt
-            advanced = len(task.parts) < parts or (request is not None and request.moved >= MIB)
+            # Not what came and was forgotten, as a body that does not end is: that would go on for ever.
+            advanced = len(task.parts) < parts or task.at - at >= MIB
             attempt = 0 if advanced else attempt + 1
             if attempt >= self._work.attempts:
                 raise
