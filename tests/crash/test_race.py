@@ -21,6 +21,7 @@ from tests.crash.test_programs import DATA, MIB, half_way, home, origin, parts, 
 from tests.daemon.process import PATIENCE, SERVE, Served
 from tests.support.origin import Origin
 from weightd.core.errors import all_errors
+from weightd.engine.transfer import TransferOptions
 from weightd.storage import ingests
 from weightd.storage.ingests import IngestDirectory
 
@@ -192,5 +193,5 @@ def test_two_exports(origin: Origin, home: Path) -> None:
     assert (home / "out/model.bin").read_bytes() == DATA
     assert [p.name for p in (home / "out").iterdir()] == ["model.bin"]
     check_writers(home / "trace")
-    # One of them had what the third had proven, the other one nothing.
-    assert len(parts(origin, before)) == 2 * (len(DATA) // MIB + 1) - len(held)
+    # One of them had what the third had proven, the other one nothing; and receivers take over from each other.
+    assert 0 <= len(parts(origin, before)) - (2 * (len(DATA) // MIB + 1) - len(held)) <= 2 * TransferOptions().receivers
