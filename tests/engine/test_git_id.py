@@ -11,12 +11,12 @@ import pytest
 from tests.engine.rig import PART, REF, Origin, Served, one, pattern, running, sha256
 from tests.engine.test_crc import BOTH, OPTIONS, PARTS, check, crc
 from tests.engine.test_mend import Liar, asked
+from weightd.core.digest import git_blob
 from weightd.core.errors import CrcMismatch, DigestMismatch, GitIdMismatch
 from weightd.core.refs import parse_ref
 from weightd.core.verification import Verification
 from weightd.engine.api import Tier
 from weightd.engine.export import fetch_to
-from weightd.engine.jobs import git_blob
 
 DATA = pattern(PARTS * PART - 7)
 OTHER = "http://origin/other/"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from typing import NewType
 
@@ -36,3 +37,8 @@ def blob_name(digest: Digest) -> str:
     """Where the blob lies on disk, below the state directory: `blobs/sha256/ab/<hex>`."""
     name = hex_of(digest)
     return f"blobs/sha256/{name[:2]}/{name}"
+
+
+def git_blob(size: int) -> hashlib._Hash:
+    """What the bytes of a file of so many are to follow, for the id of its git blob."""
+    return hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+from weightd.core.digest import git_blob
 from weightd.core.errors import InvalidArgument, ManifestError, RefSyntax
-from weightd.core.manifest import check_path
+from weightd.core.hub_ref import SCHEME, is_commit
+from weightd.core.manifest import below_a_file, check_path
 
-SCHEME = "hf://"
-COMMIT = re.compile(r"[0-9a-f]{40}", re.ASCII)
 _ETAG = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}", re.ASCII)
 _REPO = re.compile(r"(\b[\w\-.]{1,96}\b/)?\b[\w\-.]{1,96}\b", re.ASCII)
 """REPO_ID_REGEX of huggingface_hub's utils/_validators.py, as are the further rules in `check_repo`."""
@@ -52,7 +52,7 @@ def layout(repo: str, revision: str, commit: str, etags: Mapping[str, str]) -> L
     """Of a snapshot whose files have these `etags`, by path. Raises RefSyntax, InvalidArgument for what is no commit,
     and ManifestError for names that do not stay inside the snapshot."""
     folder = "--".join(("models", *check_repo(repo).split("/")))
-    if not COMMIT.fullmatch(commit):
+    if not is_commit(commit):
         raise InvalidArgument(
             f"its revision is no commit: {commit[:80]!r}",
             ref=f"{SCHEME}{repo}",
@@ -66,24 +66,17 @@ def layout(repo: str, revision: str, commit: str, etags: Mapping[str, str]) -> L
         up = "../" * (check_path(path).count("/") + 2)
         blobs[f"{folder}/blobs/{etag}"] = etag
         links[f"{folder}/snapshots/{commit}/{path}"] = f"{up}blobs/{etag}"
-    _check_tree(etags)
+    if (below := below_a_file(etags)) is not None:
+        raise ManifestError("a file is also a directory of another", file=below)
     ref = "" if revision == commit else f"{folder}/refs/{check_path(revision)}"
     return Layout(folder, commit, blobs, links, ref)
-
-
-def _check_tree(paths: Iterable[str]) -> None:
-    known = set(paths)
-    for path in known:
-        parents = path.split("/")[:-1]
-        if any("/".join(parents[: depth + 1]) in known for depth in range(len(parents))):
-            raise ManifestError("a file is also a directory of another", file=path)
 
 
 class Etag:
     """Computes the etag of a file of `size` bytes, of the kind that `like` is, from its bytes in order."""
 
     def __init__(self, size: int, *, lfs: bool) -> None:
-        self._hash = hashlib.sha256() if lfs else hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+        self._hash = hashlib.sha256() if lfs else git_blob(size)
         self.update: Callable[[bytes | memoryview], None] = self._hash.update
 
     @property

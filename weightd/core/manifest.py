@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import msgspec
 
@@ -128,6 +128,15 @@ def _path_fault(path: str) -> str:
     return ""
 
 
+def below_a_file(paths: Collection[str]) -> str | None:
+    """One that lies below another of them, which cannot be a file and its directory; None where none does."""
+    for path in paths:
+        parents = path.split("/")[:-1]
+        if any("/".join(parents[: i + 1]) in paths for i in range(len(parents))):
+            return path
+    return None
+
+
 def make_manifest(ref: str, format: str, files: list[FileSpec], revision: str = "") -> Manifest:
     """Checks names, duplicates and sizes, sorts by path. `revision` is the source's own name of this set of files where
     it has one, a commit; else one is derived. Raises ManifestError."""
@@ -141,10 +150,8 @@ def make_manifest(ref: str, format: str, files: list[FileSpec], revision: str = 
         if file.path in seen:
             raise ManifestError("a file is listed twice", ref=ref, file=file.path)
         seen.add(file.path)
-    for path in seen:
-        parents = path.split("/")[:-1]
-        if any("/".join(parents[: i + 1]) in seen for i in range(len(parents))):
-            raise ManifestError("a file is also a directory of another", ref=ref, file=path)
+    if (below := below_a_file(seen)) is not None:
+        raise ManifestError("a file is also a directory of another", ref=ref, file=below)
     ordered = tuple(sorted(files, key=lambda f: f.path))
     return Manifest(ref=ref, revision=revision or _revision(ordered), format=format, files=ordered)
 

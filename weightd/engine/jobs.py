@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 
 from weightd.core.crc import CrcAlgorithm, combine_parts
-from weightd.core.digest import Digest, digest_of
+from weightd.core.digest import Digest, digest_of, git_blob
 from weightd.core.parts import Part, plan_parts
 from weightd.engine.buffers import Buffers
 from weightd.engine.checks import Found
@@ -117,11 +117,6 @@ class FileJob:
 
     def __repr__(self) -> str:
         return f"<FileJob {self.path} {self.done}/{self.size}>"
-
-
-def git_blob(size: int) -> hashlib._Hash:
-    """What the bytes of a file of so many are to follow, for the id of its git blob."""
-    return hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
 
 
 class Received:

@@ -19,12 +19,12 @@ import xxhash
 
 from weightd.core.backoff import full_jitter
 from weightd.core.crc import combine_parts
-from weightd.core.digest import digest_of
+from weightd.core.digest import digest_of, git_blob
 from weightd.core.errors import Corruption, SourceUnavailable
 from weightd.core.parts import Part
 from weightd.engine.checks import Found, Promise
 from weightd.engine.crcs import crc_of
-from weightd.engine.jobs import FileJob, git_blob
+from weightd.engine.jobs import FileJob
 from weightd.engine.transfer import Stopped, TransferOptions
 from weightd.kernel import step_back
 from weightd.sources.protocols import Reader

@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from weightd.core.digest import Digest, digest_of
+from weightd.core.digest import Digest, digest_of, git_blob
 from weightd.core.errors import (
     GitIdMismatch,
     ManifestError,
@@ -339,5 +339,6 @@ def _of_one_file(url: str, path: str) -> HubRef:
 def _is(data: bytes, file: FileSpec) -> bool:
     if file.digest is not None:
         return digest_of(hashlib.sha256(data).digest()) == file.digest
-    blob = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
-    return file.git_id in ("", blob)
+    blob = git_blob(len(data))
+    blob.update(data)
+    return file.git_id in ("", blob.hexdigest())
