@@ -6,7 +6,6 @@ import asyncio
 import errno
 import os
 import stat as st
-from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote, unquote_to_bytes, urlsplit
 
@@ -19,11 +18,10 @@ from weightd.core.errors import (
     WeightdError,
 )
 from weightd.core.manifest import FileSpec, Manifest, Validator, check_path, make_manifest
-from weightd.core.quota import Spent
 from weightd.core.refs import Ref
 from weightd.sources import net, urls
 from weightd.sources import safetensors_repo as repo
-from weightd.sources.protocols import Shared
+from weightd.sources.protocols import FromOrigin, Shared
 
 _READ = 8 << 20
 """Bytes of one preadv: an abort waits for no more than this."""
@@ -32,7 +30,7 @@ WIDTH = 8
 _OPEN = os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
 
 
-class FileSource:
+class FileSource(FromOrigin):
     """Implements `weightd.sources.protocols.Source` for `file:///path`.
 
     A directory stands for its `*.safetensors` and `*.gguf` files, the shards of its index, and the siblings of
@@ -69,12 +67,6 @@ class FileSource:
 
     def width(self, file: FileSpec) -> int:
         return WIDTH
-
-    def distrust(self, file: FileSpec) -> bool:
-        return False
-
-    def quotas(self) -> Sequence[Spent]:
-        return ()
 
     async def close(self) -> None:
         pass

@@ -13,7 +13,7 @@ import random
 import socket
 import ssl
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import parse_qsl, urlsplit
 
@@ -21,14 +21,13 @@ from weightd.core.backoff import full_jitter
 from weightd.core.digest import Digest
 from weightd.core.errors import ManifestError, SourceUnavailable, WeightdError
 from weightd.core.manifest import FileSpec, Manifest, agreed_digest, make_manifest
-from weightd.core.quota import Spent
 from weightd.core.ranges import THROTTLED, Probe, asked_to_wait, is_transient, judge_probe, single, status_error
 from weightd.core.refs import Ref, redact
 from weightd.core.stated import Stated, is_of, stated, worth_asking
 from weightd.sources import net, urls
 from weightd.sources import safetensors_repo as repo
 from weightd.sources.connection import USER_AGENT, HttpOptions
-from weightd.sources.protocols import Reader, Shared
+from weightd.sources.protocols import FromOrigin, Reader, Shared
 from weightd.sources.proxies import Proxy
 from weightd.sources.receiving import Receiving
 
@@ -59,7 +58,7 @@ class _BrokeOff(Exception):
         self.error = error
 
 
-class HttpSource:
+class HttpSource(FromOrigin):
     """Implements `weightd.sources.protocols.Source` for http and https. `receiving` is shared with other sources, who
     closes it; by default it has its own, with `processes`. `sleep` and `draw` are for tests."""
 
@@ -133,12 +132,6 @@ class HttpSource:
 
     def width(self, file: FileSpec) -> int:
         return self._receiving.width(file)
-
-    def distrust(self, file: FileSpec) -> bool:
-        return False
-
-    def quotas(self) -> Sequence[Spent]:
-        return ()
 
     async def close(self) -> None:
         session, self._session = self._session, None

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from weightd.core.digest import Digest
 from weightd.core.errors import SourceChanged, SourceNotFound, SourceUnavailable, WeightdError
 from weightd.core.manifest import FileSpec, Manifest, Validator, make_manifest
-from weightd.core.quota import Spent
 from weightd.core.refs import Ref, redact
 from weightd.sources import net, urls
 from weightd.sources import safetensors_repo as repo
-from weightd.sources.protocols import Shared
+from weightd.sources.protocols import FromOrigin, Shared
 
 WIDTH = 4
 Hook = Callable[[str, int, int], None]
@@ -23,7 +22,7 @@ def nothing(url: str, offset: int, length: int) -> None:
     """The hook that does nothing."""
 
 
-class MemorySource:
+class MemorySource(FromOrigin):
     """Implements `weightd.sources.protocols.Source` for every URL in `files`, a dict that tests may change.
 
     `on_stat` is called before a file is pinned (offset and length 0), `on_start` in every `start`, `on_read` in every
@@ -74,12 +73,6 @@ class MemorySource:
 
     def width(self, file: FileSpec) -> int:
         return WIDTH
-
-    def distrust(self, file: FileSpec) -> bool:
-        return False
-
-    def quotas(self) -> Sequence[Spent]:
-        return ()
 
     async def close(self) -> None:
         pass

@@ -95,3 +95,13 @@ class Source(Protocol):
     async def close(self) -> None:
         """Idempotent."""
         ...
+
+
+class FromOrigin:
+    """What a Source answers that has no copies of what its origins have, and whose origins tell no quotas."""
+
+    def distrust(self, file: FileSpec) -> bool:
+        return False
+
+    def quotas(self) -> Sequence[Spent]:
+        return ()

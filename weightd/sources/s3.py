@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
@@ -29,14 +29,13 @@ from weightd.core.errors import (
     WeightdError,
 )
 from weightd.core.manifest import FileSpec, Manifest, agreed_digest, make_manifest
-from weightd.core.quota import Spent
 from weightd.core.ranges import validator_of
 from weightd.core.refs import Ref
 from weightd.core.s3 import S3Object, parse_s3
 from weightd.core.selection import matches, narrowed, select
 from weightd.core.stated import stated
 from weightd.sources import safetensors_repo as repo
-from weightd.sources.protocols import Reader, Shared
+from weightd.sources.protocols import FromOrigin, Reader, Shared
 from weightd.sources.receiving import Receiving
 from weightd.sources.routes import Minted
 from weightd.sources.s3_loop import LoopThread
@@ -51,7 +50,7 @@ _SUMS: Final = {f"x-amz-checksum-{a.value.lower()}": a for a in CrcAlgorithm}
 _TYPE: Final = "x-amz-checksum-type"
 
 
-class S3Source:
+class S3Source(FromOrigin):
     """Implements `weightd.sources.protocols.Source` for s3. `receiving` is shared; who made it closes it."""
 
     def __init__(
@@ -86,12 +85,6 @@ class S3Source:
 
     def width(self, file: FileSpec) -> int:
         return self._receiving.width(file)
-
-    def distrust(self, file: FileSpec) -> bool:
-        return False
-
-    def quotas(self) -> Sequence[Spent]:
-        return ()
 
     async def close(self) -> None:
         made, self._made = self._made, None
