@@ -178,6 +178,18 @@ class ForkedClient(Precondition):
     """A connection that was opened before fork is used after it; the mapped tensors stay usable."""
 
 
+class ModelLeased(Precondition):
+    """Workers hold leases on the model; says who."""
+
+
+class ModelPinned(Precondition):
+    """The model is pinned, or hot by configuration."""
+
+
+class ModelBusy(Precondition):
+    """The model is being filled, or read by a verification."""
+
+
 class LeaseEnded(Precondition):
     """The lease was released; views already taken stay valid, new ones are refused."""
 

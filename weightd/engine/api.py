@@ -11,6 +11,7 @@ import msgspec
 from weightd.core.digest import Digest
 from weightd.core.lifecycle import DaemonState, Residency
 from weightd.core.manifest import Manifest
+from weightd.core.policy import Policy
 from weightd.core.progress import Progress
 from weightd.core.quota import Spent
 from weightd.core.verification import Verification
@@ -43,7 +44,7 @@ class FileState(msgspec.Struct, frozen=True):
 
 class ModelState(msgspec.Struct, frozen=True):
     """A snapshot of a model that is held here, as of now. `current`: what its ref means here; an old one is kept beside
-    it, by policy or while it is leased."""
+    it, by policy or while it is leased. `pinned` by an operator."""
 
     ref: str
     revision: str
@@ -53,6 +54,10 @@ class ModelState(msgspec.Struct, frozen=True):
     last_used: float
     files: tuple[FileState, ...]
     current: bool = True
+    policy: Policy = Policy.WARM
+    pinned: bool = False
+    segment_directory: str = ""
+    """Where its segments are files of; "" for POSIX shared memory."""
 
     @property
     def size(self) -> int:
@@ -87,6 +92,11 @@ class EventKind(enum.Enum):
     DAMAGED = 7
     REPAIRED = 8
     RETIRED = 9
+    EVICTED = 10
+    REMOVED = 11
+    ADOPTED = 12
+    PINNED = 13
+    UNPINNED = 14
 
 
 class Event(msgspec.Struct, frozen=True):
@@ -131,12 +141,20 @@ class VerifyProgress(msgspec.Struct, frozen=True):
 
 
 class TierStatus(msgspec.Struct, frozen=True):
-    """Bytes."""
+    """Bytes. Every byte of `budget` is `reserved` (filling), `resident`, `draining` (unlinked, still mapped by somebody),
+    `kept` (an interrupted fetch that gives way), or can be reserved. `leased` and `pinned` are of `resident`, and may
+    overlap. `total`, `free` and what is used by `other`s are of the file system below."""
 
     budget: int
     reserved: int
     resident: int
     free: int
+    leased: int = 0
+    pinned: int = 0
+    draining: int = 0
+    kept: int = 0
+    total: int = 0
+    other: int = 0
 
 
 class VerifyStatus(msgspec.Struct, frozen=True):
@@ -167,6 +185,45 @@ class EngineStatus(msgspec.Struct, frozen=True):
     quotas: tuple[Spent, ...] = ()
 
 
+class Holder(msgspec.Struct, frozen=True):
+    """Who leases, as the process says of itself, for operators: nothing is decided by it. What it does not say is empty
+    or 0. `started` in clock ticks after boot, `pid` in the process's own PID namespace.
+
+    `confirmed`: the kernel says that this very process is at the other end of a connection; then `pid` is that of the
+    daemon's PID namespace, and `uid` is known.
+    """
+
+    pid: int = 0
+    started: int = 0
+    command: str = ""
+    cgroup: str = ""
+    pod: str = ""
+    confirmed: bool = False
+    uid: int = 0
+
+
+NOBODY = Holder()
+"""A caller that says nothing of itself."""
+
+
+class LeaseState(msgspec.Struct, frozen=True):
+    """An open acquire. `since`: Unix time. `waiting`: its model is not resident yet, and `revision` not known."""
+
+    ref: str
+    revision: str
+    since: float
+    holder: Holder
+    waiting: bool = False
+
+
+class Evicted(msgspec.Struct, frozen=True):
+    """Bytes that left shared memory, of which some process still maps `draining`; and those that left NVMe."""
+
+    shm: int = 0
+    draining: int = 0
+    nvme: int = 0
+
+
 class Lease(Protocol):
     """A worker's claim; made by `Engine.acquire`."""
 
@@ -184,17 +241,49 @@ class EngineApi(Protocol):
     async def resolve(self, ref: str) -> Manifest: ...
 
     def fetch(
-        self, ref: str, *, sha256: Digest | None = None, tier: Tier = Tier.SHM
+        self, ref: str, *, sha256: Digest | None = None, tier: Tier | None = None
     ) -> AsyncGenerator[Progress | ModelState, None]:
-        """Progress several times a second, then the model once. Closing the iterator drops this caller's interest."""
+        """Progress several times a second, then the model once. Closing the iterator drops this caller's interest.
+        Without `tier` the model's policy says: NVME for a cold one, else SHM."""
         ...
 
-    def acquire(self, ref: str) -> AsyncGenerator[Progress | Lease, None]:
+    def load(self, ref: str) -> AsyncGenerator[Progress | ModelState, None]:
+        """What is held of it into shared memory; its origin is asked only for what proves damaged. Raises
+        ModelNotFound."""
+        ...
+
+    def acquire(
+        self, ref: str, *, revision: str = "", holder: Holder = NOBODY
+    ) -> AsyncGenerator[Progress | Lease, None]:
         """Progress while the model is not resident, then the lease once, at which the iterator ends.
 
         The lease is taken before its blobs are committed, so nothing can evict what it waits for. Whoever receives
         the lease must release it; one that was made but not received is released when the iterator is closed.
+
+        With `revision`, of a caller that has mapped that snapshot before: it is leased as it is held, also an old one;
+        its origin is not asked. Raises ModelNotFound where it is no longer held.
         """
+        ...
+
+    def leases(self, ref: str = "") -> list[LeaseState]:
+        """Open acquires, those that wait among them, the oldest first; of one model, or all. Raises ModelNotFound."""
+        ...
+
+    async def pin(self, ref: str) -> ModelState:
+        """From now on, over restarts, no tier drops its current snapshot. Loads nothing. Raises ModelNotFound."""
+        ...
+
+    async def unpin(self, ref: str) -> ModelState:
+        """Idempotent. Raises ModelNotFound, Precondition for a hot model, which the configuration pins."""
+        ...
+
+    async def evict(self, ref: str) -> Evicted:
+        """All its snapshots leave shared memory. Raises ModelNotFound, and ModelLeased, ModelPinned or ModelBusy, which
+        say who; then nothing changed."""
+        ...
+
+    async def remove(self, ref: str) -> Evicted:
+        """All its snapshots leave the catalog. Raises as `evict`."""
         ...
 
     def models(self) -> list[ModelState]:

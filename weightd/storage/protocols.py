@@ -2,15 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from weightd.core.digest import Digest
 from weightd.core.lifecycle import SegmentState
 from weightd.storage.kept import Kept
 from weightd.storage.shared import SharedMap as Shared
+
+
+class SegmentIdentity(NamedTuple):
+    """`(st_dev, st_ino)`: no two objects have one at the same time; after a boot they may come again."""
+
+    device: int
+    inode: int
+
+
+class Residue(Protocol):
+    """A segment that was unlinked, and that somebody may still map."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of whole pages."""
+        ...
+
+    def gone(self) -> bool:
+        """Whether nobody maps it any more, so that its memory is free. Once True, always True. Quick; any thread."""
+        ...
+
+    def close(self) -> None:
+        """Ask no more. Idempotent."""
+        ...
 
 
 class Segment(Protocol):
@@ -28,6 +52,11 @@ class Segment(Protocol):
 
     @property
     def size(self) -> int: ...
+
+    @property
+    def identity(self) -> SegmentIdentity:
+        """(0, 0) for a segment of 0 bytes."""
+        ...
 
     @property
     def state(self) -> SegmentState: ...
@@ -72,9 +101,24 @@ class Segment(Protocol):
         """Remove the name, if it is still this very object; existing maps stay valid. Idempotent."""
         ...
 
+    def retire(self) -> Residue | None:
+        """`unlink` a SEALED segment, and what tells when its memory is free: None where it is already, or where the
+        object was somebody else's."""
+        ...
+
 
 class SegmentStore(Protocol):
     """Shared memory."""
+
+    @property
+    def directory(self) -> str:
+        """Where segments are files of, for who maps them; "" for POSIX shared memory."""
+        ...
+
+    def adopt(self, name: str, size: int, identity: SegmentIdentity) -> Segment | None:
+        """A segment that an earlier process of this owner SEALED, as it was recorded: None unless that very object is
+        there, of this size, owned by this user, with the mode and the group of a sealed one, all of its pages there."""
+        ...
 
     def create(self, label: str, size: int) -> Segment:
         """A new segment, if the file system has room for it. Raises ShmFull or AccessDenied; then nothing is left.
@@ -99,8 +143,9 @@ class SegmentStore(Protocol):
         """Bytes of this store's segments that huge pages back."""
         ...
 
-    def drop_leftovers(self) -> int:
-        """Unlink what an earlier process of the same owner left; returns how many. Called once, before `create`."""
+    def drop_leftovers(self, adopted: Collection[str] = ()) -> int:
+        """Unlink what an earlier process of the same owner left, but for the `adopted` names; returns how many. Called
+        once, before `create`."""
         ...
 
 

@@ -44,6 +44,13 @@ class Residency(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     RESIDENCY_FILLING: _ClassVar[Residency]
     RESIDENCY_RESIDENT: _ClassVar[Residency]
     RESIDENCY_EVICTING: _ClassVar[Residency]
+
+class Policy(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    POLICY_UNSPECIFIED: _ClassVar[Policy]
+    POLICY_HOT: _ClassVar[Policy]
+    POLICY_WARM: _ClassVar[Policy]
+    POLICY_COLD: _ClassVar[Policy]
 VERIFICATION_UNSPECIFIED: Verification
 VERIFICATION_SIZE: Verification
 VERIFICATION_CRC: Verification
@@ -67,6 +74,10 @@ RESIDENCY_ABSENT: Residency
 RESIDENCY_FILLING: Residency
 RESIDENCY_RESIDENT: Residency
 RESIDENCY_EVICTING: Residency
+POLICY_UNSPECIFIED: Policy
+POLICY_HOT: Policy
+POLICY_WARM: Policy
+POLICY_COLD: Policy
 
 class ResolveRequest(_message.Message):
     __slots__ = ("ref",)
@@ -163,10 +174,116 @@ class FetchEvent(_message.Message):
     def __init__(self, progress: _Optional[_Union[Progress, _Mapping]] = ..., model: _Optional[_Union[Model, _Mapping]] = ...) -> None: ...
 
 class AcquireRequest(_message.Message):
+    __slots__ = ("ref", "revision", "holder")
+    REF_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    HOLDER_FIELD_NUMBER: _ClassVar[int]
+    ref: str
+    revision: str
+    holder: Holder
+    def __init__(self, ref: _Optional[str] = ..., revision: _Optional[str] = ..., holder: _Optional[_Union[Holder, _Mapping]] = ...) -> None: ...
+
+class Holder(_message.Message):
+    __slots__ = ("pid", "started", "command", "cgroup", "pod", "confirmed", "uid")
+    PID_FIELD_NUMBER: _ClassVar[int]
+    STARTED_FIELD_NUMBER: _ClassVar[int]
+    COMMAND_FIELD_NUMBER: _ClassVar[int]
+    CGROUP_FIELD_NUMBER: _ClassVar[int]
+    POD_FIELD_NUMBER: _ClassVar[int]
+    CONFIRMED_FIELD_NUMBER: _ClassVar[int]
+    UID_FIELD_NUMBER: _ClassVar[int]
+    pid: int
+    started: int
+    command: str
+    cgroup: str
+    pod: str
+    confirmed: bool
+    uid: int
+    def __init__(self, pid: _Optional[int] = ..., started: _Optional[int] = ..., command: _Optional[str] = ..., cgroup: _Optional[str] = ..., pod: _Optional[str] = ..., confirmed: _Optional[bool] = ..., uid: _Optional[int] = ...) -> None: ...
+
+class ListLeasesRequest(_message.Message):
     __slots__ = ("ref",)
     REF_FIELD_NUMBER: _ClassVar[int]
     ref: str
     def __init__(self, ref: _Optional[str] = ...) -> None: ...
+
+class ListLeasesResponse(_message.Message):
+    __slots__ = ("leases",)
+    LEASES_FIELD_NUMBER: _ClassVar[int]
+    leases: _containers.RepeatedCompositeFieldContainer[LeaseInfo]
+    def __init__(self, leases: _Optional[_Iterable[_Union[LeaseInfo, _Mapping]]] = ...) -> None: ...
+
+class LeaseInfo(_message.Message):
+    __slots__ = ("ref", "revision", "since", "holder", "waiting")
+    REF_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    SINCE_FIELD_NUMBER: _ClassVar[int]
+    HOLDER_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
+    ref: str
+    revision: str
+    since: float
+    holder: Holder
+    waiting: bool
+    def __init__(self, ref: _Optional[str] = ..., revision: _Optional[str] = ..., since: _Optional[float] = ..., holder: _Optional[_Union[Holder, _Mapping]] = ..., waiting: _Optional[bool] = ...) -> None: ...
+
+class LoadRequest(_message.Message):
+    __slots__ = ("ref",)
+    REF_FIELD_NUMBER: _ClassVar[int]
+    ref: str
+    def __init__(self, ref: _Optional[str] = ...) -> None: ...
+
+class PinRequest(_message.Message):
+    __slots__ = ("ref",)
+    REF_FIELD_NUMBER: _ClassVar[int]
+    ref: str
+    def __init__(self, ref: _Optional[str] = ...) -> None: ...
+
+class PinResponse(_message.Message):
+    __slots__ = ("model",)
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    model: Model
+    def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ...) -> None: ...
+
+class UnpinRequest(_message.Message):
+    __slots__ = ("ref",)
+    REF_FIELD_NUMBER: _ClassVar[int]
+    ref: str
+    def __init__(self, ref: _Optional[str] = ...) -> None: ...
+
+class UnpinResponse(_message.Message):
+    __slots__ = ("model",)
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    model: Model
+    def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ...) -> None: ...
+
+class EvictRequest(_message.Message):
+    __slots__ = ("ref",)
+    REF_FIELD_NUMBER: _ClassVar[int]
+    ref: str
+    def __init__(self, ref: _Optional[str] = ...) -> None: ...
+
+class EvictResponse(_message.Message):
+    __slots__ = ("freed", "draining")
+    FREED_FIELD_NUMBER: _ClassVar[int]
+    DRAINING_FIELD_NUMBER: _ClassVar[int]
+    freed: int
+    draining: int
+    def __init__(self, freed: _Optional[int] = ..., draining: _Optional[int] = ...) -> None: ...
+
+class RemoveRequest(_message.Message):
+    __slots__ = ("ref",)
+    REF_FIELD_NUMBER: _ClassVar[int]
+    ref: str
+    def __init__(self, ref: _Optional[str] = ...) -> None: ...
+
+class RemoveResponse(_message.Message):
+    __slots__ = ("shm", "nvme")
+    SHM_FIELD_NUMBER: _ClassVar[int]
+    NVME_FIELD_NUMBER: _ClassVar[int]
+    shm: int
+    nvme: int
+    def __init__(self, shm: _Optional[int] = ..., nvme: _Optional[int] = ...) -> None: ...
 
 class AcquireEvent(_message.Message):
     __slots__ = ("progress", "handles")
@@ -203,18 +320,20 @@ class FileProgress(_message.Message):
     def __init__(self, path: _Optional[str] = ..., bytes_done: _Optional[int] = ..., bytes_total: _Optional[int] = ...) -> None: ...
 
 class Handles(_message.Message):
-    __slots__ = ("ref", "revision", "format", "directory", "files")
+    __slots__ = ("ref", "revision", "format", "directory", "files", "segment_directory")
     REF_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
     FORMAT_FIELD_NUMBER: _ClassVar[int]
     DIRECTORY_FIELD_NUMBER: _ClassVar[int]
     FILES_FIELD_NUMBER: _ClassVar[int]
+    SEGMENT_DIRECTORY_FIELD_NUMBER: _ClassVar[int]
     ref: str
     revision: str
     format: str
     directory: str
     files: _containers.RepeatedCompositeFieldContainer[FileHandle]
-    def __init__(self, ref: _Optional[str] = ..., revision: _Optional[str] = ..., format: _Optional[str] = ..., directory: _Optional[str] = ..., files: _Optional[_Iterable[_Union[FileHandle, _Mapping]]] = ...) -> None: ...
+    segment_directory: str
+    def __init__(self, ref: _Optional[str] = ..., revision: _Optional[str] = ..., format: _Optional[str] = ..., directory: _Optional[str] = ..., files: _Optional[_Iterable[_Union[FileHandle, _Mapping]]] = ..., segment_directory: _Optional[str] = ...) -> None: ...
 
 class FileHandle(_message.Message):
     __slots__ = ("path", "segment", "offset", "length", "digest", "verification")
@@ -251,7 +370,7 @@ class GetModelRequest(_message.Message):
     def __init__(self, ref: _Optional[str] = ..., revision: _Optional[str] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("ref", "revision", "format", "directory", "size", "verification", "shm", "nvme", "leases", "last_used", "files", "last_verified", "old")
+    __slots__ = ("ref", "revision", "format", "directory", "size", "verification", "shm", "nvme", "leases", "last_used", "files", "last_verified", "old", "policy", "pinned")
     REF_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
     FORMAT_FIELD_NUMBER: _ClassVar[int]
@@ -265,6 +384,8 @@ class Model(_message.Message):
     FILES_FIELD_NUMBER: _ClassVar[int]
     LAST_VERIFIED_FIELD_NUMBER: _ClassVar[int]
     OLD_FIELD_NUMBER: _ClassVar[int]
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    PINNED_FIELD_NUMBER: _ClassVar[int]
     ref: str
     revision: str
     format: str
@@ -278,7 +399,9 @@ class Model(_message.Message):
     files: _containers.RepeatedCompositeFieldContainer[ModelFile]
     last_verified: float
     old: bool
-    def __init__(self, ref: _Optional[str] = ..., revision: _Optional[str] = ..., format: _Optional[str] = ..., directory: _Optional[str] = ..., size: _Optional[int] = ..., verification: _Optional[_Union[Verification, str]] = ..., shm: _Optional[_Union[Residency, str]] = ..., nvme: _Optional[_Union[Residency, str]] = ..., leases: _Optional[int] = ..., last_used: _Optional[float] = ..., files: _Optional[_Iterable[_Union[ModelFile, _Mapping]]] = ..., last_verified: _Optional[float] = ..., old: _Optional[bool] = ...) -> None: ...
+    policy: Policy
+    pinned: bool
+    def __init__(self, ref: _Optional[str] = ..., revision: _Optional[str] = ..., format: _Optional[str] = ..., directory: _Optional[str] = ..., size: _Optional[int] = ..., verification: _Optional[_Union[Verification, str]] = ..., shm: _Optional[_Union[Residency, str]] = ..., nvme: _Optional[_Union[Residency, str]] = ..., leases: _Optional[int] = ..., last_used: _Optional[float] = ..., files: _Optional[_Iterable[_Union[ModelFile, _Mapping]]] = ..., last_verified: _Optional[float] = ..., old: _Optional[bool] = ..., policy: _Optional[_Union[Policy, str]] = ..., pinned: _Optional[bool] = ...) -> None: ...
 
 class ModelFile(_message.Message):
     __slots__ = ("path", "size", "digest", "verification", "shm", "nvme", "last_verified", "git_id")
@@ -318,6 +441,11 @@ class Event(_message.Message):
         KIND_DAMAGED: _ClassVar[Event.Kind]
         KIND_REPAIRED: _ClassVar[Event.Kind]
         KIND_RETIRED: _ClassVar[Event.Kind]
+        KIND_EVICTED: _ClassVar[Event.Kind]
+        KIND_REMOVED: _ClassVar[Event.Kind]
+        KIND_ADOPTED: _ClassVar[Event.Kind]
+        KIND_PINNED: _ClassVar[Event.Kind]
+        KIND_UNPINNED: _ClassVar[Event.Kind]
     KIND_UNSPECIFIED: Event.Kind
     KIND_FETCH_STARTED: Event.Kind
     KIND_FETCH_FINISHED: Event.Kind
@@ -328,6 +456,11 @@ class Event(_message.Message):
     KIND_DAMAGED: Event.Kind
     KIND_REPAIRED: Event.Kind
     KIND_RETIRED: Event.Kind
+    KIND_EVICTED: Event.Kind
+    KIND_REMOVED: Event.Kind
+    KIND_ADOPTED: Event.Kind
+    KIND_PINNED: Event.Kind
+    KIND_UNPINNED: Event.Kind
     KIND_FIELD_NUMBER: _ClassVar[int]
     REF_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
@@ -403,16 +536,28 @@ class VerifyStatus(_message.Message):
     def __init__(self, every: _Optional[float] = ..., oldest: _Optional[float] = ..., damaged: _Optional[int] = ..., repaired: _Optional[int] = ..., lost: _Optional[int] = ...) -> None: ...
 
 class TierStatus(_message.Message):
-    __slots__ = ("budget", "reserved", "resident", "free")
+    __slots__ = ("budget", "reserved", "resident", "free", "leased", "pinned", "draining", "kept", "total", "other")
     BUDGET_FIELD_NUMBER: _ClassVar[int]
     RESERVED_FIELD_NUMBER: _ClassVar[int]
     RESIDENT_FIELD_NUMBER: _ClassVar[int]
     FREE_FIELD_NUMBER: _ClassVar[int]
+    LEASED_FIELD_NUMBER: _ClassVar[int]
+    PINNED_FIELD_NUMBER: _ClassVar[int]
+    DRAINING_FIELD_NUMBER: _ClassVar[int]
+    KEPT_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_FIELD_NUMBER: _ClassVar[int]
+    OTHER_FIELD_NUMBER: _ClassVar[int]
     budget: int
     reserved: int
     resident: int
     free: int
-    def __init__(self, budget: _Optional[int] = ..., reserved: _Optional[int] = ..., resident: _Optional[int] = ..., free: _Optional[int] = ...) -> None: ...
+    leased: int
+    pinned: int
+    draining: int
+    kept: int
+    total: int
+    other: int
+    def __init__(self, budget: _Optional[int] = ..., reserved: _Optional[int] = ..., resident: _Optional[int] = ..., free: _Optional[int] = ..., leased: _Optional[int] = ..., pinned: _Optional[int] = ..., draining: _Optional[int] = ..., kept: _Optional[int] = ..., total: _Optional[int] = ..., other: _Optional[int] = ...) -> None: ...
 
 class ErrorDetail(_message.Message):
     __slots__ = ("kind", "message", "ref", "file", "remedy")

@@ -49,6 +49,36 @@ class WeightdStub:
                 request_serializer=weightd_dot_wire_dot_gen_dot_weightd__pb2.AcquireRequest.SerializeToString,
                 response_deserializer=weightd_dot_wire_dot_gen_dot_weightd__pb2.AcquireEvent.FromString,
                 _registered_method=True)
+        self.Load = channel.unary_stream(
+                '/weightd.v1.Weightd/Load',
+                request_serializer=weightd_dot_wire_dot_gen_dot_weightd__pb2.LoadRequest.SerializeToString,
+                response_deserializer=weightd_dot_wire_dot_gen_dot_weightd__pb2.FetchEvent.FromString,
+                _registered_method=True)
+        self.Pin = channel.unary_unary(
+                '/weightd.v1.Weightd/Pin',
+                request_serializer=weightd_dot_wire_dot_gen_dot_weightd__pb2.PinRequest.SerializeToString,
+                response_deserializer=weightd_dot_wire_dot_gen_dot_weightd__pb2.PinResponse.FromString,
+                _registered_method=True)
+        self.Unpin = channel.unary_unary(
+                '/weightd.v1.Weightd/Unpin',
+                request_serializer=weightd_dot_wire_dot_gen_dot_weightd__pb2.UnpinRequest.SerializeToString,
+                response_deserializer=weightd_dot_wire_dot_gen_dot_weightd__pb2.UnpinResponse.FromString,
+                _registered_method=True)
+        self.Evict = channel.unary_unary(
+                '/weightd.v1.Weightd/Evict',
+                request_serializer=weightd_dot_wire_dot_gen_dot_weightd__pb2.EvictRequest.SerializeToString,
+                response_deserializer=weightd_dot_wire_dot_gen_dot_weightd__pb2.EvictResponse.FromString,
+                _registered_method=True)
+        self.Remove = channel.unary_unary(
+                '/weightd.v1.Weightd/Remove',
+                request_serializer=weightd_dot_wire_dot_gen_dot_weightd__pb2.RemoveRequest.SerializeToString,
+                response_deserializer=weightd_dot_wire_dot_gen_dot_weightd__pb2.RemoveResponse.FromString,
+                _registered_method=True)
+        self.ListLeases = channel.unary_unary(
+                '/weightd.v1.Weightd/ListLeases',
+                request_serializer=weightd_dot_wire_dot_gen_dot_weightd__pb2.ListLeasesRequest.SerializeToString,
+                response_deserializer=weightd_dot_wire_dot_gen_dot_weightd__pb2.ListLeasesResponse.FromString,
+                _registered_method=True)
         self.ListModels = channel.unary_unary(
                 '/weightd.v1.Weightd/ListModels',
                 request_serializer=weightd_dot_wire_dot_gen_dot_weightd__pb2.ListModelsRequest.SerializeToString,
@@ -99,6 +129,48 @@ class WeightdServicer:
         the open call is the lease. It ends when the client cancels it or dies. A model that the daemon holds is answered
         without asking the origin.
         """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Load(self, request, context):
+        """Bring what the daemon holds of a ref into shared memory, without asking its origin. Yields Progress, ends with the
+        Model. NOT_FOUND for what it does not hold.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Pin(self, request, context):
+        """An operator's claim without end, over restarts: a pinned ref is not evicted, from no tier. Pinning loads nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Unpin(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Evict(self, request, context):
+        """Drop all snapshots of a ref from shared memory; they stay on NVMe. FAILED_PRECONDITION while it is leased, pinned or
+        being filled. What is mapped stays valid.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Remove(self, request, context):
+        """Drop a ref from the catalog, all snapshots, both tiers. Refused as Evict is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListLeases(self, request, context):
+        """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -155,6 +227,36 @@ def add_WeightdServicer_to_server(servicer, server):
                     servicer.Acquire,
                     request_deserializer=weightd_dot_wire_dot_gen_dot_weightd__pb2.AcquireRequest.FromString,
                     response_serializer=weightd_dot_wire_dot_gen_dot_weightd__pb2.AcquireEvent.SerializeToString,
+            ),
+            'Load': grpc.unary_stream_rpc_method_handler(
+                    servicer.Load,
+                    request_deserializer=weightd_dot_wire_dot_gen_dot_weightd__pb2.LoadRequest.FromString,
+                    response_serializer=weightd_dot_wire_dot_gen_dot_weightd__pb2.FetchEvent.SerializeToString,
+            ),
+            'Pin': grpc.unary_unary_rpc_method_handler(
+                    servicer.Pin,
+                    request_deserializer=weightd_dot_wire_dot_gen_dot_weightd__pb2.PinRequest.FromString,
+                    response_serializer=weightd_dot_wire_dot_gen_dot_weightd__pb2.PinResponse.SerializeToString,
+            ),
+            'Unpin': grpc.unary_unary_rpc_method_handler(
+                    servicer.Unpin,
+                    request_deserializer=weightd_dot_wire_dot_gen_dot_weightd__pb2.UnpinRequest.FromString,
+                    response_serializer=weightd_dot_wire_dot_gen_dot_weightd__pb2.UnpinResponse.SerializeToString,
+            ),
+            'Evict': grpc.unary_unary_rpc_method_handler(
+                    servicer.Evict,
+                    request_deserializer=weightd_dot_wire_dot_gen_dot_weightd__pb2.EvictRequest.FromString,
+                    response_serializer=weightd_dot_wire_dot_gen_dot_weightd__pb2.EvictResponse.SerializeToString,
+            ),
+            'Remove': grpc.unary_unary_rpc_method_handler(
+                    servicer.Remove,
+                    request_deserializer=weightd_dot_wire_dot_gen_dot_weightd__pb2.RemoveRequest.FromString,
+                    response_serializer=weightd_dot_wire_dot_gen_dot_weightd__pb2.RemoveResponse.SerializeToString,
+            ),
+            'ListLeases': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListLeases,
+                    request_deserializer=weightd_dot_wire_dot_gen_dot_weightd__pb2.ListLeasesRequest.FromString,
+                    response_serializer=weightd_dot_wire_dot_gen_dot_weightd__pb2.ListLeasesResponse.SerializeToString,
             ),
             'ListModels': grpc.unary_unary_rpc_method_handler(
                     servicer.ListModels,
@@ -263,6 +365,168 @@ class Weightd:
             '/weightd.v1.Weightd/Acquire',
             weightd_dot_wire_dot_gen_dot_weightd__pb2.AcquireRequest.SerializeToString,
             weightd_dot_wire_dot_gen_dot_weightd__pb2.AcquireEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Load(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/weightd.v1.Weightd/Load',
+            weightd_dot_wire_dot_gen_dot_weightd__pb2.LoadRequest.SerializeToString,
+            weightd_dot_wire_dot_gen_dot_weightd__pb2.FetchEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Pin(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weightd.v1.Weightd/Pin',
+            weightd_dot_wire_dot_gen_dot_weightd__pb2.PinRequest.SerializeToString,
+            weightd_dot_wire_dot_gen_dot_weightd__pb2.PinResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Unpin(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weightd.v1.Weightd/Unpin',
+            weightd_dot_wire_dot_gen_dot_weightd__pb2.UnpinRequest.SerializeToString,
+            weightd_dot_wire_dot_gen_dot_weightd__pb2.UnpinResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Evict(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weightd.v1.Weightd/Evict',
+            weightd_dot_wire_dot_gen_dot_weightd__pb2.EvictRequest.SerializeToString,
+            weightd_dot_wire_dot_gen_dot_weightd__pb2.EvictResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Remove(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weightd.v1.Weightd/Remove',
+            weightd_dot_wire_dot_gen_dot_weightd__pb2.RemoveRequest.SerializeToString,
+            weightd_dot_wire_dot_gen_dot_weightd__pb2.RemoveResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListLeases(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weightd.v1.Weightd/ListLeases',
+            weightd_dot_wire_dot_gen_dot_weightd__pb2.ListLeasesRequest.SerializeToString,
+            weightd_dot_wire_dot_gen_dot_weightd__pb2.ListLeasesResponse.FromString,
             options,
             channel_credentials,
             insecure,
