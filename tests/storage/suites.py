@@ -1,4 +1,4 @@
-"""What every segment store and every blob store has to keep; run on each implementation."""
+"""What every blob store has to keep; run on each implementation."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import pytest
 import xxhash
 
 from weightd.core.digest import Digest, digest_of
-from weightd.core.errors import Corruption, DiskFull, NotFound, ShmFull, Unavailable
-from weightd.core.lifecycle import IllegalTransition, SegmentState
+from weightd.core.errors import Corruption, DiskFull, NotFound
+from weightd.core.lifecycle import IllegalTransition
 from weightd.core.parts import plan_parts
-from weightd.storage.protocols import BlobStore, Ingest, Segment, SegmentStore
+from weightd.storage.protocols import BlobStore, Ingest
 
 PART = 64 << 10
 SIZES = [1, 4095, 4096, 4097, PART - 1, PART, PART + 1, 3 * PART + 5]
@@ -35,186 +35,6 @@ def aligned(data: bytes) -> memoryview:
 
 def sha256(data: bytes) -> Digest:
     return digest_of(hashlib.sha256(data).digest())
-
-
-class SegmentStoreSuite:
-    """Subclasses say how to look at a store from outside."""
-
-    @pytest.fixture
-    def store(self) -> SegmentStore:
-        raise NotImplementedError
-
-    def successor(self, store: SegmentStore) -> SegmentStore:
-        """A store of the same owner in a later process."""
-        raise NotImplementedError
-
-    def names(self, store: SegmentStore) -> set[str]:
-        """Of the objects that exist, of this store's owner."""
-        raise NotImplementedError
-
-    def content(self, store: SegmentStore, segment: Segment) -> bytes:
-        raise NotImplementedError
-
-    def mode(self, store: SegmentStore, segment: Segment) -> int:
-        raise NotImplementedError
-
-    def replace(self, store: SegmentStore, segment: Segment) -> None:
-        """Somebody else unlinks the object and makes another one of its name."""
-        raise NotImplementedError
-
-    @staticmethod
-    def fill(segment: Segment, data: bytes) -> None:
-        segment.prepare(0, len(data))
-        segment.view[:] = data
-
-    @pytest.mark.parametrize("size", SIZES)
-    def test_holds_its_bytes_from_create_to_unlink(self, store: SegmentStore, size: int) -> None:
-        segment = store.create("model-safetensors", size)
-        assert segment.state is SegmentState.CREATED
-        assert len(segment.view) == segment.size == size
-        assert self.mode(store, segment) == 0o600
-        self.fill(segment, pattern(size))
-        segment.seal()
-        assert segment.state is SegmentState.SEALED
-        assert self.content(store, segment) == pattern(size)
-        assert self.mode(store, segment) == 0o440
-        segment.unlink()
-        assert segment.state is SegmentState.UNLINKED
-        assert self.names(store) == set()
-
-    def test_a_fresh_segment_reads_as_zeros(self, store: SegmentStore) -> None:
-        segment = store.create("a", 5000)
-        segment.prepare(0, 5000)
-        assert bytes(segment.view) == bytes(5000)
-        segment.unlink()
-
-    def test_names_are_unique_and_carry_the_label(self, store: SegmentStore) -> None:
-        segments = [store.create("label-1", 1) for _ in range(20)]
-        names = {s.name for s in segments}
-        assert len(names) == 20
-        assert all(n.startswith("/") and "label-1" in n and n.count("/") == 1 for n in names)
-        assert self.names(store) == names
-        for segment in segments:
-            segment.unlink()
-
-    def test_zero_bytes_have_no_object(self, store: SegmentStore) -> None:
-        segment = store.create("empty", 0)
-        assert (segment.name, segment.size, len(segment.view)) == ("", 0, 0)
-        assert self.names(store) == set()
-        segment.seal()
-        segment.unlink()
-        segment.unlink()
-
-    def test_not_writable_once_sealed(self, store: SegmentStore) -> None:
-        segment = store.create("a", 10)
-        before = segment.view
-        segment.seal()
-        with pytest.raises(AssertionError):
-            _ = segment.view
-        with pytest.raises(ValueError, match="released"):
-            before[0] = 1
-        with pytest.raises(IllegalTransition):
-            segment.seal()
-        segment.unlink()
-
-    def test_cannot_be_sealed_while_somebody_holds_its_bytes(self, store: SegmentStore) -> None:
-        segment = store.create("a", 8192)
-        with segment.view[:10], pytest.raises(BufferError):
-            segment.seal()
-        assert self.mode(store, segment) == 0o600
-        segment.unlink()
-        assert self.names(store) == set()
-
-    def test_unlink_removes_the_name_even_while_somebody_holds_its_bytes(self, store: SegmentStore) -> None:
-        segment = store.create("a", 8192)
-        segment.prepare(0, 8192)
-        held = segment.view[:10]
-        segment.unlink()
-        assert self.names(store) == set()
-        held[0] = 7
-        held.release()
-
-    def test_unlink_is_idempotent(self, store: SegmentStore) -> None:
-        segment = store.create("a", 10)
-        segment.unlink()
-        segment.unlink()
-        assert segment.state is SegmentState.UNLINKED
-
-    @pytest.mark.parametrize("sealed", [True, False])
-    def test_a_newer_object_of_the_same_name_survives(self, store: SegmentStore, sealed: bool) -> None:
-        segment = store.create("a", 10)
-        if sealed:
-            segment.seal()
-        self.replace(store, segment)
-        segment.unlink()
-        assert self.names(store) == {segment.name}
-
-    def test_sealing_leaves_a_newer_object_of_the_same_name_alone(self, store: SegmentStore) -> None:
-        segment = store.create("a", 10)
-        self.replace(store, segment)
-        with pytest.raises(Unavailable, match="removed"):
-            segment.seal()
-        assert self.mode(store, segment) == 0o600
-        segment.unlink()
-
-    def test_full_says_so_and_leaves_nothing(self, store: SegmentStore) -> None:
-        with pytest.raises(ShmFull):
-            store.create("a", store.total() + 4096)
-        with pytest.raises(ShmFull):
-            store.create("a", IMPOSSIBLE)
-        assert self.names(store) == set()
-
-    def test_says_whether_there_is_room(self, store: SegmentStore) -> None:
-        store.check_room(4096)
-        with pytest.raises(ShmFull):
-            store.check_room(store.total() + 4096)
-        assert self.names(store) == set()
-
-    def test_tells_what_it_will_still_take(self, store: SegmentStore) -> None:
-        segment = store.create("a", 5 * 4096 + 1)
-        assert 0 <= segment.unbacked <= 6 * 4096
-        segment.prepare(4096, 3 * 4096)
-        assert 0 <= segment.unbacked <= 3 * 4096
-        segment.prepare(0, segment.size)
-        assert segment.unbacked == 0
-        segment.unlink()
-        assert segment.unbacked == 0
-        given_up = store.create("a", 4096)
-        given_up.unlink()
-        assert given_up.unbacked == 0
-        sealed = store.create("a", 4096)
-        sealed.prepare(0, 4096)
-        sealed.seal()
-        assert sealed.unbacked == 0
-        sealed.unlink()
-        assert store.create("a", 0).unbacked == 0
-
-    def test_leftovers_of_the_same_owner_go(self, store: SegmentStore) -> None:
-        store.create("open", 10)
-        store.create("sealed", 10).seal()
-        later = self.successor(store)
-        assert later.drop_leftovers() == 2
-        assert later.drop_leftovers() == 0
-        assert self.names(store) == set()
-
-    def test_written_by_many_threads(self, store: SegmentStore) -> None:
-        data = pattern(40 * PART + 17)
-        segment = store.create("a", len(data))
-
-        def write(offset: int, length: int) -> None:
-            segment.prepare(offset, length)
-            with segment.view[offset : offset + length] as view:
-                view[:] = data[offset : offset + length]
-
-        with ThreadPoolExecutor(8) as pool:
-            list(pool.map(lambda p: write(p.offset, p.length), plan_parts(len(data), PART)))
-        segment.seal()
-        assert self.content(store, segment) == data
-        segment.unlink()
-
-    def test_counts_its_file_system(self, store: SegmentStore) -> None:
-        assert 0 < store.free() <= store.total()
-        assert store.huge_bytes() >= 0
 
 
 class BlobStoreSuite:

@@ -6,11 +6,12 @@ paths name nothing in the file system.
 
 from __future__ import annotations
 
+import itertools
 import secrets
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -20,33 +21,62 @@ from weightd.core.lifecycle import INGEST, SEGMENT, IngestState, Lifecycle, Segm
 from weightd.core.parts import ALIGN
 from weightd.storage.kept import Kept, name_of
 from weightd.storage.pages import footprint
+from weightd.storage.protocols import SegmentIdentity
 
 ROOT: Final = Path("/nonexistent/weightd-memory")
 SEALED_MODE: Final = 0o440
 
 
+_inodes = itertools.count(1)
+
+
 @dataclass(eq=False)
 class MemoryObject:
-    """What a name stands for; compared by identity, as (st_dev, st_ino) would be."""
+    """What a name stands for. `readers`: how many map it; tests may play some."""
 
     data: bytearray
     mode: int = 0o600
+    readers: int = 0
+    identity: SegmentIdentity = field(default_factory=lambda: SegmentIdentity(1, next(_inodes)))
+
+
+class MemoryResidue:
+    """See `protocols.Residue`."""
+
+    known: Final = True
+
+    def __init__(self, unlinked: MemoryObject) -> None:
+        self.size = footprint(len(unlinked.data))
+        self._object: MemoryObject | None = unlinked
+
+    def gone(self) -> bool:
+        if self._object is None or not self._object.readers:
+            self.close()
+        return self._object is None
+
+    def close(self) -> None:
+        self._object = None
 
 
 class MemorySegment:
-    """See `protocols.Segment`. Made by MemorySegmentStore.create."""
+    """See `protocols.Segment`. Made by MemorySegmentStore.create, or its `adopt` of an `existing` object."""
 
-    def __init__(self, store: MemorySegmentStore, name: str, size: int) -> None:
+    def __init__(self, store: MemorySegmentStore, name: str, size: int, existing: MemoryObject | None = None) -> None:
         self._store, self.name, self.size = store, name, size
-        self._life = Lifecycle("segment", SEGMENT, SegmentState.CREATED)
-        self._object = MemoryObject(bytearray(size))
-        self._view = memoryview(self._object.data)
+        start = SegmentState.CREATED if existing is None else SegmentState.SEALED
+        self._life = Lifecycle("segment", SEGMENT, start)
+        self._object = existing or MemoryObject(bytearray(size))
+        self._view = memoryview(bytearray() if existing else self._object.data)
         if size:
             store.objects[name] = self._object
 
     @property
     def path(self) -> Path:
         return ROOT / self.name.removeprefix("/")
+
+    @property
+    def identity(self) -> SegmentIdentity:
+        return self._object.identity if self.size else SegmentIdentity(0, 0)
 
     @property
     def state(self) -> SegmentState:
@@ -84,16 +114,32 @@ class MemorySegment:
     def opened(self) -> Iterator[memoryview]:
         if self.size and not self._is_ours():
             raise NotFound(f"{self.name} is not there")
-        with memoryview(self._object.data).toreadonly() as view:
-            yield view
+        self._object.readers += 1
+        try:
+            with memoryview(self._object.data).toreadonly() as view:
+                yield view
+        finally:
+            self._object.readers -= 1
+
+    def mapped(self) -> bool | None:
+        if not self.size:
+            return False
+        if self.state is not SegmentState.SEALED or not self._is_ours():
+            return None
+        return self._object.readers > 0
 
     def unlink(self) -> None:
         if self.state is SegmentState.UNLINKED:
             return
         self._view.release()
         if self._is_ours():
-            del self._store.objects[self.name]
+            self._store.draining.append(self._store.objects.pop(self.name))
         self._life.to(SegmentState.UNLINKED)
+
+    def retire(self) -> MemoryResidue | None:
+        alive = self.state is SegmentState.SEALED and self._is_ours()
+        self.unlink()
+        return MemoryResidue(self._object) if alive and self._object.readers else None
 
     def _is_ours(self) -> bool:
         return self._store.objects.get(self.name) is self._object
@@ -103,23 +149,36 @@ class MemorySegment:
 
 
 class MemorySegmentStore:
-    """`capacity` in bytes, whole pages counted. `objects` by name; shared between stores it outlives them."""
+    """`capacity` in bytes, whole pages counted. `objects` by name; shared between stores it outlives them. `draining`:
+    what was unlinked, and counts while it has readers."""
+
+    directory: Final = ""
 
     def __init__(self, owner: str, capacity: int, objects: dict[str, MemoryObject] | None = None) -> None:
         self._prefix = f"/weightd-{owner}-"
         self._capacity = capacity
         self.objects = {} if objects is None else objects
+        self.draining: list[MemoryObject] = []
 
     def create(self, label: str, size: int) -> MemorySegment:
         self.check_room(footprint(size))
         return MemorySegment(self, f"{self._prefix}{label}-{secrets.token_hex(6)}" if size else "", size)
+
+    def adopt(self, name: str, size: int, identity: SegmentIdentity) -> MemorySegment | None:
+        found = self.objects.get(name)
+        if found is None or not name.startswith(self._prefix):
+            return None
+        if (len(found.data), found.mode, found.identity) != (size, SEALED_MODE, identity):
+            return None
+        return MemorySegment(self, name, size, found)
 
     def check_room(self, size: int) -> None:
         if size > self.free():
             raise ShmFull(f"memory is full: {size} bytes wanted, {self.free()} free", remedy="Use a larger one.")
 
     def free(self) -> int:
-        return self._capacity - sum(footprint(len(o.data)) for o in self.objects.values())
+        self.draining = [o for o in self.draining if o.readers]
+        return self._capacity - sum(footprint(len(o.data)) for o in [*self.objects.values(), *self.draining])
 
     def total(self) -> int:
         return self._capacity
@@ -127,8 +186,8 @@ class MemorySegmentStore:
     def huge_bytes(self) -> int:
         return 0
 
-    def drop_leftovers(self) -> int:
-        names = [n for n in self.objects if n.startswith(self._prefix)]
+    def drop_leftovers(self, adopted: Collection[str] = ()) -> int:
+        names = [n for n in self.objects if n.startswith(self._prefix) and n not in adopted]
         for name in names:
             del self.objects[name]
         return len(names)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import re
 from pathlib import Path
 from typing import Final
 
@@ -16,15 +17,17 @@ from weightd.kernel import MADV_POPULATE_WRITE, address_of, advise
 
 PAGE: Final = 4096
 HUGE_PAGE: Final = 2 << 20
+_ESCAPED: Final = re.compile(r"\\([0-7]{3})")
+"""What /proc/mounts writes for white space and backslashes (getmntent(3))."""
 
 
 def mount_options(path: Path, mounts: str | None = None) -> tuple[str, list[str]]:
     """File system type and mount options of the mount that holds `path`; `mounts` is the text of /proc/mounts."""
-    text = Path("/proc/self/mounts").read_text() if mounts is None else mounts
+    text = os.fsdecode(Path("/proc/self/mounts").read_bytes()) if mounts is None else mounts
     best: tuple[int, str, list[str]] = (-1, "", [])
     for line in text.splitlines():
         _, point, kind, options, *_ = line.split(" ")
-        point = point.encode().decode("unicode_escape")
+        point = _ESCAPED.sub(lambda m: chr(int(m[1], 8)), point)
         inside = str(path) == point or str(path).startswith(point.rstrip("/") + "/")
         if inside and len(point) >= best[0]:
             best = (len(point), kind, options.split(","))
@@ -72,13 +75,23 @@ class Allocator:
         advise(self._address + offset, length, advice)
 
 
-def pmd_mapped(path: Path) -> int:
-    """Bytes of this process's maps of `path` that huge pages back, from /proc/self/smaps."""
+def huge_bytes(fd: int, size: int) -> int:
+    """Bytes of a whole file that huge pages back. Touches one page in every 2 MiB: 3 ms for 10 GiB."""
+    status = os.fstat(fd)
+    with mmap.mmap(fd, size, prot=mmap.PROT_READ) as mapping, memoryview(mapping) as view:
+        with view[::HUGE_PAGE] as touched:
+            bytes(touched)
+        return pmd_mapped(status.st_dev, status.st_ino)
+
+
+def pmd_mapped(device: int, inode: int) -> int:
+    """Bytes of this process's maps of a tmpfs file that huge pages back, from /proc/self/smaps."""
+    which = [f"{os.major(device):02x}:{os.minor(device):02x}", str(inode)]
     total, ours = 0, False
     with Path("/proc/self/smaps").open() as smaps:
         for line in smaps:
             if line[0] in "0123456789abcdef":
-                ours = line.rstrip("\n").endswith(str(path))
+                ours = line.split(maxsplit=5)[3:5] == which
             elif ours and line.startswith("ShmemPmdMapped:"):
                 total += int(line.split()[1]) * 1024
     return total
