@@ -11,7 +11,7 @@ import pytest
 from tests.storage.test_state import D1, D2, blob, manifest
 from weightd.core.errors import ConfigError
 from weightd.storage import state as module
-from weightd.storage.state import SCHEMA_VERSION, ModelRecord, State
+from weightd.storage.state import SCHEMA_VERSION, ModelRecord, SegmentRecord, State
 
 SCHEMA_1 = """
 CREATE TABLE IF NOT EXISTS blobs (
@@ -25,6 +25,7 @@ CREATE TABLE IF NOT EXISTS models (
 ) WITHOUT ROWID;
 """
 """As released with schema 1; not to be changed."""
+TABLES = ("blobs", "seen", "models", "segments", "pins", "uses")
 MODEL = ModelRecord("http://h/m", manifest(), {"f": D1}, 12.5)
 
 
@@ -64,12 +65,55 @@ def test_schema_1_becomes_the_current_one(tmp_path: Path, stamped: bool) -> None
         assert state.seen() == {"source:x": D1}
         assert state.models() == [MODEL]
         state.close()
-    assert version_of(path) == SCHEMA_VERSION == 3
+    assert version_of(path) == SCHEMA_VERSION == 4
     state.open()
+    assert (state.segments(), state.pins(), state.uses()) == ([], {}, {})
+    state.put_segments([SegmentRecord(D1, "/weightd-a", 1, 2, "boot")])
+    state.set_pin(MODEL.ref, 1.5)
     state.set_verified(D1, 7.5)
     state.close()
     state.open()
     assert {b.digest: b.last_verified for b in state.blobs()} == {D1: 7.5, D2: 0.0}
+    state.close()
+
+
+SCHEMA_3 = """
+CREATE TABLE blobs (
+  digest TEXT PRIMARY KEY, size INTEGER NOT NULL, verification INTEGER NOT NULL,
+  part_size INTEGER NOT NULL, checksums BLOB NOT NULL, last_verified REAL NOT NULL DEFAULT 0
+) WITHOUT ROWID;
+CREATE TABLE seen (source_key TEXT PRIMARY KEY, digest TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE models (
+  ref TEXT NOT NULL, revision TEXT NOT NULL, model BLOB NOT NULL, last_used REAL NOT NULL, current INTEGER NOT NULL,
+  turn INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (ref, revision)
+) WITHOUT ROWID;
+PRAGMA user_version = 3;
+"""
+"""As released with schema 3; not to be changed."""
+
+
+def test_schema_3_becomes_the_current_one(tmp_path: Path) -> None:
+    path = tmp_path / "state.db"
+    db = sqlite3.connect(path, isolation_level=None)
+    db.execute("PRAGMA journal_mode = WAL")
+    db.executescript(SCHEMA_3)
+    for turn, ref in enumerate(("http://h/m", "http://other/m")):
+        model = msgspec.structs.replace(MODEL, ref=ref)
+        values = (ref, MODEL.manifest.revision, msgspec.json.encode(model), MODEL.last_used, 1 - turn)
+        db.execute("INSERT INTO models VALUES (?, ?, ?, ?, 1, ?)", values)
+    db.execute("INSERT INTO blobs VALUES (?, 5000, ?, 4096, ?, 7.5)", (D1, blob().verification.value, bytes(32)))
+    db.close()
+    state = State(path)
+    for _ in range(2):
+        state.open()
+        assert [(b.digest, b.last_verified) for b in state.blobs()] == [(D1, 7.5)]
+        assert [m.ref for m in state.models()] == ["http://other/m", "http://h/m"]
+        state.put_segments([SegmentRecord(D1, "/weightd-a", 1, 2, "boot")])
+        state.put_uses({"http://h/m": (1.0, 2.0)})
+        state.close()
+    assert version_of(path) == SCHEMA_VERSION
+    state.open()
+    assert (len(state.segments()), state.uses()) == (1, {"http://h/m": (1.0, 2.0)})
     state.close()
 
 
@@ -96,9 +140,10 @@ def test_a_new_database_is_as_a_migrated_one(tmp_path: Path) -> None:
     for name in ("old.db", "new.db"):
         state = State(tmp_path / name)
         state.open()
-        tables.append([list(state._open.execute(f"PRAGMA table_info({t})")) for t in ("blobs", "seen", "models")])
+        tables.append([list(state._open.execute(f"PRAGMA table_info({t})")) for t in TABLES])
         state.close()
     assert tables[0] == tables[1]
+    assert all(tables[0])
 
 
 @pytest.mark.parametrize("version", [SCHEMA_VERSION + 1, 99, -1])

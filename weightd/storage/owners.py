@@ -41,8 +41,13 @@ def parse_owner(text: str) -> Owner | None:
 
 
 @cache
+def boot_id() -> str:
+    """Of the running kernel, another after every boot (random(4)): what belongs to memory belongs to a boot."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
 def _boot() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text()[:8]
+    return boot_id()[:8]
 
 
 def _started(pid: int) -> int | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,10 +16,10 @@ import msgspec
 
 from weightd.core.digest import Digest
 from weightd.core.errors import AccessDenied, AlreadyRunning, ConfigError, DiskFull, PathInTheWay
-from weightd.core.manifest import Manifest
-from weightd.core.parts import ALIGN
-from weightd.core.verification import Verification
 from weightd.storage.direct import disk_errors
+from weightd.storage.state_records import BlobRecord, ModelRecord, SegmentRecord
+
+__all__ = ["BlobRecord", "ModelRecord", "SegmentRecord", "State"]
 
 _STEPS = (
     """
@@ -35,41 +35,16 @@ CREATE TABLE IF NOT EXISTS models (
 """,
     "ALTER TABLE blobs ADD COLUMN last_verified REAL NOT NULL DEFAULT 0",
     "ALTER TABLE models ADD COLUMN turn INTEGER NOT NULL DEFAULT 0",
+    """
+CREATE TABLE segments (
+  digest TEXT PRIMARY KEY, name TEXT NOT NULL, device INTEGER NOT NULL, inode INTEGER NOT NULL, boot TEXT NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE pins (ref TEXT PRIMARY KEY, since REAL NOT NULL) WITHOUT ROWID;
+CREATE TABLE uses (ref TEXT PRIMARY KEY, weight REAL NOT NULL, at REAL NOT NULL) WITHOUT ROWID
+""",
 )
 """Each makes the next schema out of the one before. What was released is not changed any more: add a step."""
 SCHEMA_VERSION = len(_STEPS)
-
-
-class BlobRecord(msgspec.Struct, frozen=True):
-    """A committed blob. `checksums` are the xxh3-128 of its parts of `part_size` bytes, 16 bytes each, in order.
-
-    `last_verified`: Unix time at which all of it was compared with its digest, 0 when nobody knows.
-    """
-
-    digest: Digest
-    size: int
-    verification: Verification
-    part_size: int
-    checksums: bytes
-    last_verified: float = 0.0
-
-    @property
-    def sound(self) -> bool:
-        """Whether it can be what was recorded: one checksum for each part."""
-        if self.part_size <= 0 or self.part_size % ALIGN or self.size < 0:
-            return False
-        return len(self.checksums) == 16 * -(-self.size // self.part_size)
-
-
-class ModelRecord(msgspec.Struct, frozen=True):
-    """A snapshot whose blobs were all committed. `ref` is what the user named, credentials and all; the manifest's is
-    for people. `digests` by file path. `current`: of all snapshots of its ref, the one that it means now."""
-
-    ref: str
-    manifest: Manifest
-    digests: dict[str, Digest]
-    last_used: float = 0.0
-    current: bool = True
 
 
 class State:
@@ -105,7 +80,6 @@ class State:
 
     def _prepare(self, db: sqlite3.Connection) -> None:
         db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = FULL")
         version = db.execute("PRAGMA user_version").fetchone()[0]
         if not 0 <= version <= SCHEMA_VERSION:
             raise ConfigError(
@@ -235,12 +209,62 @@ class State:
                 db.execute("DELETE FROM blobs WHERE digest = ?", (digest,))
                 db.execute("DELETE FROM seen WHERE digest = ?", (digest,))
 
+    def segments(self) -> list[SegmentRecord]:
+        """What of this or an earlier boot may still be there; whether it is, the segment store tells."""
+        names = SegmentRecord.__struct_fields__
+        with self._errors():
+            rows = self._open.execute(f"SELECT {', '.join(names)} FROM segments")
+            found = [msgspec.convert(dict(zip(names, row, strict=True)), SegmentRecord) for row in rows]
+        return [msgspec.structs.replace(s, device=_unsigned(s.device), inode=_unsigned(s.inode)) for s in found]
+
+    def put_segments(self, segments: Iterable[SegmentRecord]) -> None:
+        """One of each digest. A power failure may take the record, as it takes the segment: nothing else does."""
+        with self._transaction(outlives_power=False) as db:
+            for s in segments:
+                row = (s.digest, s.name, _signed(s.device), _signed(s.inode), s.boot)
+                db.execute("INSERT OR REPLACE INTO segments VALUES (?, ?, ?, ?, ?)", row)
+
+    def drop_segments(self, digests: Iterable[Digest]) -> None:
+        with self._transaction(outlives_power=False) as db:
+            db.executemany("DELETE FROM segments WHERE digest = ?", [(digest,) for digest in digests])
+
+    def pins(self) -> dict[str, float]:
+        """Since when each ref is pinned, in Unix seconds. They stay when its snapshots go."""
+        with self._errors():
+            return msgspec.convert(dict(self._open.execute("SELECT ref, since FROM pins")), dict[str, float])
+
+    def set_pin(self, ref: str, since: float | None) -> None:
+        """None: no longer pinned."""
+        with self._transaction() as db:
+            if since is None:
+                db.execute("DELETE FROM pins WHERE ref = ?", (ref,))
+            else:
+                db.execute("INSERT OR REPLACE INTO pins VALUES (?, ?)", (ref, since))
+
+    def uses(self) -> dict[str, tuple[float, float]]:
+        """How much each ref is used: a weight, and the Unix time at which it was that."""
+        with self._errors():
+            rows = self._open.execute("SELECT ref, weight, at FROM uses")
+            return msgspec.convert({ref: use for ref, *use in rows}, dict[str, tuple[float, float]])
+
+    def put_uses(self, uses: Mapping[str, tuple[float, float]]) -> None:
+        """A power failure may take the last of them."""
+        with self._transaction(outlives_power=False) as db:
+            rows = [(ref, weight, at) for ref, (weight, at) in uses.items()]
+            db.executemany("INSERT OR REPLACE INTO uses VALUES (?, ?, ?)", rows)
+
+    def drop_uses(self, refs: Iterable[str]) -> None:
+        with self._transaction(outlives_power=False) as db:
+            db.executemany("DELETE FROM uses WHERE ref = ?", [(ref,) for ref in refs])
+
     @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """All or nothing. Raises DiskFull when the database cannot grow."""
+    def _transaction(self, *, outlives_power: bool = True) -> Iterator[sqlite3.Connection]:
+        """All or nothing. Raises DiskFull when the database cannot grow. One that need not outlive a power failure is
+        not synced; the next that must syncs it as well."""
         db = self._open
         with self._errors():
             try:
+                db.execute(f"PRAGMA synchronous = {'FULL' if outlives_power else 'NORMAL'}")
                 db.execute("BEGIN IMMEDIATE")
                 yield db
                 db.execute("COMMIT")
@@ -248,3 +272,12 @@ class State:
                 # After an error, SQLite's or the caller's. SQLite itself rolls back after some.
                 if db.in_transaction:
                     db.execute("ROLLBACK")
+
+
+def _signed(number: int) -> int:
+    """What SQLite can hold of an unsigned number of 64 bits, as the kernel's are."""
+    return number - (1 << 64) if number >= 1 << 63 else number
+
+
+def _unsigned(number: int) -> int:
+    return number % (1 << 64)
