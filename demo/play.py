@@ -61,7 +61,7 @@ class Play:
 
     def start_daemon(self, config: Path, address: Path) -> Child:
         daemon = self.children.python(
-            "daemon", ["weightd", "serve", "--config", str(config)], more=self.source.environment
+            "daemon", ["weightd", "serve", "--at-stop", "drop", "--config", str(config)], more=self.source.environment
         )
         until = time.monotonic() + 30
         while not _listens(address):

@@ -131,7 +131,7 @@ class Play:
         for task in tasks:
             task.cancel()
         await every
-        await w.rig.engine._flights.stop()
+        await w.rig.engine._fetcher._flights.stop()
         leave.cancel()
         return [t.result() for t in tasks if not t.cancelled()]
 

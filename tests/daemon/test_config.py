@@ -13,11 +13,12 @@ import msgspec
 import pytest
 
 from weightd.core.errors import ConfigError
+from weightd.core.period import parse_period
 from weightd.daemon import config as config_module
 from weightd.daemon import sections as package
 from weightd.daemon.config import Config, Overrides, load_config
 from weightd.daemon.config_reader import Reader
-from weightd.daemon.sizes import BudgetSpec, parse_budget, parse_period, parse_size
+from weightd.daemon.sizes import BudgetSpec, parse_budget, parse_size
 from weightd.daemon.toml import line_of
 
 EXAMPLE = Path(__file__).parents[2] / "config.example.toml"
@@ -118,7 +119,9 @@ def sections() -> Iterator[type[msgspec.Struct]]:
 def test_the_example_names_every_key() -> None:
     text = EXAMPLE.read_text()
     found = list(sections())
-    assert {"DaemonSection", "TierSection", "FetchSection", "HttpSection"} <= {kind.__name__ for kind in found}
+    assert {"DaemonSection", "ShmSection", "NvmeSection", "FetchSection", "HttpSection"} <= {
+        kind.__name__ for kind in found
+    }
     for kind in found:
         for field in msgspec.structs.fields(kind):
             assert f"{field.name} = " in text, f"{kind.__name__}.{field.name}"
@@ -171,8 +174,8 @@ def test_values_are_resolved(tmp_path: Path) -> None:
     )
     assert config.socket == tmp_path / "run/w.sock"
     assert (config.socket_gid, config.socket_mode) == (0, 0o600)
-    assert config.shm_budget == BudgetSpec(size=40 << 30)
-    assert config.nvme_budget == BudgetSpec(percent=12.5)
+    assert config.shm.budget == BudgetSpec(size=40 << 30)
+    assert config.nvme.budget == BudgetSpec(percent=12.5)
     assert config.fetch.part_size == 1 << 20
     assert (config.verify.every, config.verify.max_rate) == (36 * 3600, 0)
     assert [f.path for f in config.models["tiny"].named_files()] == ["a", "b"]
@@ -191,7 +194,7 @@ def test_the_command_line_goes_first(tmp_path: Path) -> None:
     config = read(tmp_path, '[daemon]\nsocket = "/t"\nlog_level = "debug"\n[shm]\nbudget = 5\n', given)
     assert (config.socket, config.state_dir) == (Path("/s"), Path("/d"))
     assert (config.log_level, config.log_format) == ("debug", "json")
-    assert (config.shm_budget.size, config.nvme_budget.percent) == (10**9, 50.0)
+    assert (config.shm.budget.size, config.nvme.budget.percent) == (10**9, 50.0)
 
 
 @pytest.mark.parametrize(

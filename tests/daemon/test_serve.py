@@ -24,7 +24,7 @@ DATA = os.urandom(3 << 20)
 
 
 def test_ready_then_stopping_then_nothing_is_left(tmp_path: Path) -> None:
-    with Served(tmp_path) as served:
+    with Served(tmp_path, "--at-stop", "drop") as served:
         lines = served.until("READY=1")
         assert any(line.startswith("STATUS=serving: ") for line in lines)
         assert stat.S_IMODE(served.socket.stat().st_mode) == 0o660
@@ -47,14 +47,31 @@ def test_ready_then_stopping_then_nothing_is_left(tmp_path: Path) -> None:
     assert len(log) == 6
 
 
-def test_ctrl_c_ends_it_as_sigterm_does(tmp_path: Path) -> None:
-    with Served(tmp_path) as served:
-        assert served.ready().stop(signal.SIGINT) == 0
+@pytest.mark.parametrize("at_stop", ["auto", "keep", "drop"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_keeps_segments_for_the_next_start(tmp_path: Path, at_stop: str, number: int) -> None:
+    """Unless it was Ctrl-C, or the configuration says so."""
+    with Origin({"f.bin": DATA}) as origin, Served(tmp_path, "--at-stop", at_stop) as served:
+        with Client(served.ready().socket) as client:
+            client.fetch(origin.url("f.bin"))
+        left = served.segments()
+        assert served.stop(number) == 0
         assert not served.socket.exists()
+        kept = at_stop == "keep" or (at_stop == "auto" and number == signal.SIGTERM)
+        assert served.segments() == (left if kept else [])
+        asked = len(origin.requests)
+        with Served(_second(tmp_path), "--at-stop", "drop", *_same(served)) as again:
+            again.ready()
+            with Client(served.socket) as client, client.acquire(origin.url("f.bin")) as lease:
+                assert bytes(lease.file("f.bin").buffer) == DATA
+                assert (served.segments() == left) == kept
+            assert again.stop() == 0
+        assert len(origin.requests) == asked
+        assert served.segments() == []
 
 
 def test_an_open_lease_and_a_fetch_under_way_do_not_hold_up_a_stop(tmp_path: Path) -> None:
-    with Served(tmp_path) as served, Origin({"f.bin": DATA, "slow.bin": DATA}) as origin:
+    with Served(tmp_path, "--at-stop", "drop") as served, Origin({"f.bin": DATA, "slow.bin": DATA}) as origin:
         origin.fault("slow.bin", Fault(stall_after=1000))
         served.ready()
         slow = subprocess.Popen(
@@ -90,11 +107,11 @@ def test_after_kill_9_it_starts_again_and_asks_no_origin(tmp_path: Path) -> None
                 client.status()
             with Served(_second(tmp_path), *_same(served)) as again:
                 again.ready()
-                assert not set(left) & set(served.segments())
+                assert served.segments() == left
                 with Client(served.socket) as client, client.acquire(ref) as lease:
                     assert bytes(lease.file("f.bin").buffer) == DATA
                 assert len(origin.requests) == asked
-                assert again.stop() == 0
+                assert again.stop(signal.SIGINT) == 0
             assert served.segments() == []
 
 
@@ -136,7 +153,7 @@ import asyncio, sys
 from weightd.engine.engine import Engine
 from weightd.cli.main import main
 
-async def stop(self):
+async def stop(self, *, keep=None):
     await asyncio.Event().wait()
 
 Engine.stop = stop
@@ -154,7 +171,7 @@ def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
 
 def test_a_stop_that_hangs_is_forced_and_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "c.toml").write_text("[daemon]\nstop_timeout_s = 0.2\n")
-    with Served(tmp_path, "--config", "c.toml", command=(sys.executable, "-c", STUCK)) as served:
+    with Served(tmp_path, "--config", "c.toml", "--at-stop", "drop", command=(sys.executable, "-c", STUCK)) as served:
         with Origin({"f.bin": DATA}) as origin, Client(served.ready().socket) as client:
             client.fetch(origin.url("f.bin"))
         assert served.segments()
@@ -237,7 +254,7 @@ def test_an_ordinary_user_needs_no_configuration(home: Path) -> None:
         with Origin({"f.bin": DATA}) as origin, Client(socket) as client:
             assert client.fetch(origin.url("f.bin")).size == len(DATA)
         assert [Path("/dev/shm", n).stat().st_uid for n in served.segments(state)] == [NOBODY]
-        assert served.stop() == 0
+        assert served.stop(signal.SIGINT) == 0
         assert served.segments(state) == []
         assert not socket.exists()
 

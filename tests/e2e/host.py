@@ -168,7 +168,7 @@ def daemon(*options: str, config: str = "", mounts: Sequence[str] = ()) -> Itera
     home = Path(tempfile.mkdtemp(prefix="weightd-e2e-"))
     home.chmod(0o755)
     (home / "config.toml").write_text(config or "[fetch]\nretries = 1\nstall_timeout_s = 5.0\n")
-    command = [*SERVE, "--config", str(home / "config.toml")]
+    command = [*SERVE, "--at-stop", "drop", "--config", str(home / "config.toml")]
     if mounts:
         (home / "state").mkdir()
         script = " && ".join(m.format(home=home) for m in (*mounts, 'exec "$@"'))

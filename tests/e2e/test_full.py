@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 
 from tests.e2e.host import Host, assert_refused, daemon, safetensors
 from tests.support.origin import Origin
+from weightd import Client
 
 
 @pytest.fixture
@@ -44,8 +46,12 @@ def test_a_file_system_that_others_have_filled(place: str, kind: str, namespaced
     host = namespaced
     with host.unharmed(good):
         root = host.root / ("dev/shm" if place == "shm" else str(host.state_dir)[1:])
-        with filled(root):
-            ended = host.cli("fetch", big, "--json")
+        # What is leased does not make room.
+        with Client(host.socket) as client, contextlib.ExitStack() as leases:
+            for model in client.models():
+                leases.enter_context(client.acquire(model.ref))
+            with filled(root):
+                ended = host.cli("fetch", big, "--json")
         assert_refused(ended, 9, kind, big, "dev/shm" if place == "shm" else str(host.state_dir))
     host.fetch(big)
 

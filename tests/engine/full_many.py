@@ -106,12 +106,12 @@ async def disk_taken_while_something_is_kept(directory: Path) -> None:
         other.cancel()
         await asyncio.wait([other])
         async with asyncio.timeout(20):
-            while not len(rig.engine._kept):  # noqa: ASYNC110 - nobody tells
+            while not len(rig.engine._catalog.kept):  # noqa: ASYNC110 - nobody tells
                 await asyncio.sleep(0.01)
         source.reached.clear()
         task = asyncio.create_task(rig.fetch())
         await asyncio.to_thread(source.reached.wait)
-        assert len(rig.engine._kept) == 1
+        assert len(rig.engine._catalog.kept) == 1
         fill(directory, leave=MIB // 4)
         source.release()
         assert len(rig.content(await task)) == len(MANY)

@@ -9,7 +9,7 @@ import secrets
 import struct
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,11 +21,13 @@ from weightd.core.errors import SourceNotFound, SourceUnavailable
 from weightd.core.manifest import FileSpec, Manifest, Validator, make_manifest
 from weightd.core.quota import Spent
 from weightd.core.refs import Ref
-from weightd.engine.api import ModelState, Tier
-from weightd.engine.engine import Engine, EngineOptions, ModelLease
+from weightd.engine.api import NOBODY, Holder, ModelState, Tier
+from weightd.engine.engine import Engine, EngineOptions
+from weightd.engine.leases import ModelLease
 from weightd.engine.patrol import PatrolOptions
 from weightd.engine.transfer import TransferOptions
 from weightd.storage.blobs import DirectoryBlobStore
+from weightd.storage.protocols import SegmentStore
 from weightd.storage.segments import ROOT, PosixSegmentStore
 from weightd.storage.state import State
 
@@ -213,9 +215,9 @@ class Rig:
                         return event
         raise AssertionError("a fetch without an end")
 
-    async def acquire(self, ref: str = REF) -> ModelLease:
+    async def acquire(self, ref: str = REF, *, revision: str = "", holder: Holder = NOBODY) -> ModelLease:
         async with asyncio.timeout(SECONDS):
-            async with aclosing(self.engine.acquire(ref)) as events:
+            async with aclosing(self.engine.acquire(ref, revision=revision, holder=holder)) as events:
                 async for event in events:
                     if isinstance(event, ModelLease):
                         return event
@@ -267,15 +269,18 @@ async def running(
     patrol: PatrolOptions | None = None,
     keep: int = 1,
     allow: AllowList | None = None,
+    residency: Mapping[str, object] | None = None,
+    segments: SegmentStore | None = None,
     **transfer: int,
 ) -> AsyncIterator[Rig]:
-    """Stopped at the end, after which nothing may be in shared memory and no thread may run."""
+    """Stopped at the end, after which nothing may be in shared memory, unless `residency`, which are options of the
+    engine, says `keep_segments`; and no thread may run."""
     owner = owner or "t" + secrets.token_hex(6)
     moving = TransferOptions(**({"part_size": PART} | transfer))
-    options = EngineOptions(root, shm, nvme, moving, transfers, patrol, keep, allow or AllowList())
+    options = EngineOptions(root, shm, nvme, moving, transfers, patrol, keep, allow or AllowList(), **(residency or {}))
     engine = Engine(
         options,
-        segments=PosixSegmentStore(owner),
+        segments=segments or PosixSegmentStore(owner),
         blobs=DirectoryBlobStore(root),
         sources=origin,
         state=State(root / "state.db"),
@@ -288,7 +293,8 @@ async def running(
         origin.release()
         async with asyncio.timeout(SECONDS):
             await engine.stop()
-    assert rig.segments() == []
+    if not options.keep_segments:
+        assert rig.segments() == []
     async with asyncio.timeout(5):
         # A thread ends after it has told its result, and nobody is told of that.
         while [t for t in threading.enumerate() if t.name.startswith("weightd-")]:  # noqa: ASYNC110

@@ -17,8 +17,8 @@ import pytest
 from tests.engine.many import OPTIONS, PART
 from tests.support.origin import Origin
 from weightd.core.parts import MIB
-from weightd.engine.catalog import IO_THREADS
 from weightd.engine.transfer import TransferOptions
+from weightd.engine.workers import IO_THREADS
 from weightd.sources.connection import HttpOptions
 from weightd.sources.safetensors_repo import PROBES
 

@@ -141,8 +141,8 @@ async def test_a_cancelled_fetch_ends_while_its_origin_stalls(tmp_path: Path, ti
         task.cancel()
         await asyncio.wait([task], timeout=SECONDS)
         assert task.cancelled()
-        while rig.engine._flights._tasks:
-            await asyncio.wait(list(rig.engine._flights._tasks), timeout=SECONDS)
+        while rig.engine._fetcher._flights._tasks:
+            await asyncio.wait(list(rig.engine._fetcher._flights._tasks), timeout=SECONDS)
         blobs = len(list(rig.blobs.digests()))
         assert blobs < len(FILES)
         await rig.check_idle(blobs=blobs, segments=blobs * (tier is Tier.SHM), kept=2)

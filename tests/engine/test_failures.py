@@ -236,7 +236,7 @@ async def test_memory_too_small_is_said_before_a_load(tmp_path: Path) -> None:
         await rig.fetch()
         with pytest.raises(BudgetExceeded):
             await rig.acquire()
-        assert rig.engine.leases == 0
+        assert rig.engine._leases.granted == 0
         await rig.check_idle(blobs=1, segments=0)
 
 
@@ -279,7 +279,7 @@ async def test_the_origin_changes_between_two_fetches(tmp_path: Path) -> None:
         assert (rig.content(old.model), rig.content(new)) == ({"model.bin": DATA}, {"model.bin": changed})
         assert rig.engine.model(REF).revision == new.revision
         old.release()
-        assert rig.engine.leases == 0
+        assert rig.engine._leases.granted == 0
 
 
 async def test_an_older_snapshot_does_not_come_back(tmp_path: Path) -> None:
@@ -291,7 +291,7 @@ async def test_an_older_snapshot_does_not_come_back(tmp_path: Path) -> None:
         origin.hold()
         fetch = asyncio.create_task(rig.fetch(tier=Tier.NVME))
         await asyncio.to_thread(origin.reached.wait, 10)
-        (flight,) = rig.engine._flights._flights.values()
+        (flight,) = rig.engine._fetcher._flights._flights.values()
         rig.engine._lanes.urge(flight)  # so that the load has to wait for its place
         acquire = asyncio.create_task(rig.acquire())
         while rig.engine._catalog.shm.reserved == 0:  # noqa: ASYNC110 - the engine has no event for it
@@ -369,7 +369,7 @@ async def test_something_in_the_way_of_the_models_directory(tmp_path: Path) -> N
         os.symlink("moved", directory)
         with pytest.raises(PathInTheWay):
             await rig.acquire()
-        assert rig.engine.leases == 0
+        assert rig.engine._leases.granted == 0
         os.unlink(directory)
         os.rename(moved, directory)
         assert rig.content((await rig.acquire()).model) == {"model.bin": DATA}

@@ -98,7 +98,7 @@ async def test_a_stop_does_not_wait_for_the_second_look(tmp_path: Path) -> None:
         fetching.cancel()
         with pytest.raises(asyncio.CancelledError):
             await fetching
-        flights = [*rig.engine._flights._tasks, asyncio.ensure_future(asyncio.sleep(0))]
+        flights = [*rig.engine._fetcher._flights._tasks, asyncio.ensure_future(asyncio.sleep(0))]
         _, left = await asyncio.wait(flights, timeout=SECONDS)
         assert not left
         await rig.check_idle(blobs=0, segments=0, kept=1)

@@ -132,7 +132,7 @@ async def test_a_mending_is_stopped(tmp_path: Path, tier: Tier) -> None:
         task.cancel()
         async with asyncio.timeout(2):
             await asyncio.wait([task])
-            while rig.engine._flights:  # noqa: ASYNC110 - the engine has no event for it
+            while rig.engine._fetcher._flights:  # noqa: ASYNC110 - the engine has no event for it
                 await asyncio.sleep(0.01)
         await rig.check_idle(blobs=0, segments=0, kept=1)
         assert [t for t in threading.enumerate() if "mend" in t.name] == []

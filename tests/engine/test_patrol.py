@@ -272,6 +272,7 @@ async def test_a_host_that_was_upgraded_serves_at_once_and_verifies_all(tmp_path
     db = sqlite3.connect(tmp_path / "state.db", isolation_level=None)
     db.executescript("ALTER TABLE blobs RENAME TO later; " + SCHEMA_1)
     db.execute("INSERT INTO blobs SELECT digest, size, verification, part_size, checksums FROM later")
+    db.executescript("DROP TABLE segments; DROP TABLE pins; DROP TABLE uses")
     db.executescript("DROP TABLE later; ALTER TABLE models DROP COLUMN turn; PRAGMA user_version = 1")
     db.close()
     origin = Origin()
@@ -463,7 +464,7 @@ async def test_a_blob_that_no_model_has_is_verified_and_dropped_when_it_is_damag
         await until(lambda: sha256(DATA) in known and (tier is Tier.NVME or known[sha256(DATA)].in_shm))
         begun.cancel()
         await asyncio.wait([begun])
-        await until(lambda: not rig.engine._flights._tasks)
+        await until(lambda: not rig.engine._fetcher._flights._tasks)
         rig.origin.release()
         rig.origin.models[REF] = {"model.bin": Served(OTHER_DATA)}
         await rig.fetch(tier=tier)
@@ -476,7 +477,7 @@ async def test_a_blob_that_no_model_has_is_verified_and_dropped_when_it_is_damag
             found = await status(rig)
             assert (found.damaged, found.repaired, found.lost) == (1, 0, 0)
         assert rig.content(rig.engine.model(REF)) == {"model.bin": OTHER_DATA}
-        await rig.engine._kept.refresh()
+        await rig.engine._catalog.kept.refresh()
         await rig.check_idle(blobs=1, segments=int(tier is Tier.SHM), kept=2)
 
 
@@ -503,8 +504,8 @@ async def test_a_record_that_cannot_be_written_is_told_and_tried_again(
     async with running(tmp_path, one(DATA), patrol=OFTEN) as rig:
         await rig.fetch()
         other = sqlite3.connect(tmp_path / "state.db", isolation_level=None)
-        state = rig.engine._catalog._state
-        await rig.engine._catalog._write(lambda: state._open.execute("PRAGMA busy_timeout = 1"))
+        state = rig.engine._catalog.state
+        await rig.engine._catalog.write(lambda: state._open.execute("PRAGMA busy_timeout = 1"))
         other.execute("BEGIN IMMEDIATE")
         before = rig.engine.model(REF).last_verified
         async with patrolling(rig):

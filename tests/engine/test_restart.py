@@ -187,7 +187,9 @@ async def test_killed_in_the_middle_of_a_fetch(tmp_path: Path, tier: str, before
         done = rig.engine.models()
         # The file that was complete when the process died may be recorded or not; the one that was not may not.
         assert not rig.blobs.path(sha256(DATA)).exists()
-        await rig.check_idle(blobs=len(list(rig.blobs.digests())), segments=0, kept=2)
+        adopted = {b.segment.path for b in rig.engine._adopter.adopted if b.segment and b.segment.name}
+        assert set(rig.segments()) == adopted  # Of what was recorded: nothing that was half filled.
+        await rig.check_idle(blobs=len(list(rig.blobs.digests())), segments=len(adopted), kept=2)
         if before:
             assert rig.content(done[0]) == {"d.safetensors": safetensors(3 * PART)}
             assert rig.content((await rig.acquire("http://origin/done/")).model) == rig.content(done[0])

@@ -213,6 +213,7 @@ async def test_what_is_kept_gives_way_to_what_is_wanted(tmp_path: Path) -> None:
         await interrupted(rig, Tier.NVME, 7)
         assert rig.content(await rig.fetch(other, tier=Tier.NVME)) == {"big": big}
         await rig.check_idle(blobs=1, segments=0)
+        await rig.engine.pin(other)
         with pytest.raises(BudgetExceeded):
             await rig.fetch(tier=Tier.NVME)
 

@@ -15,7 +15,7 @@ from weightd.core.errors import SourceUnavailable
 from weightd.core.lifecycle import Residency
 from weightd.core.verification import Verification
 from weightd.engine.api import Tier
-from weightd.engine.engine import ModelLease
+from weightd.engine.leases import ModelLease
 
 DATA = pattern(20 * PART + 77)
 
@@ -37,12 +37,12 @@ async def test_many_acquires_are_one_fetch(tmp_path: Path) -> None:
         assert sum(length for _, _, length in origin.starts) == len(DATA)
         assert origin.resolved == 1
         assert len({lease.model.files[0].segment for lease in leases}) == 1
-        assert rig.engine.leases == leases[0].model.leases == 20
+        assert rig.engine._leases.granted == leases[0].model.leases == 20
         assert rig.content(leases[0].model) == {"model.bin": DATA}
         for lease in leases:
             lease.release()
             lease.release()
-        assert rig.engine.leases == leases[0].model.leases == 0
+        assert rig.engine._leases.granted == leases[0].model.leases == 0
         await rig.check_idle(blobs=1, segments=1)
 
 
@@ -122,7 +122,7 @@ async def test_one_that_leaves_does_not_stop_the_others(tmp_path: Path) -> None:
         origin.release()
         assert rig.content((await second).model) == {"model.bin": DATA}
         assert set(origin.starts.values()) == {1}
-        assert rig.engine.leases == 1
+        assert rig.engine._leases.granted == 1
         await rig.check_idle(blobs=1, segments=1)
 
 
@@ -137,8 +137,8 @@ async def test_when_the_last_one_leaves_all_stops(tmp_path: Path, tier: Tier) ->
             task.cancel()
         await asyncio.wait(tasks)
         async with asyncio.timeout(1):
-            while rig.engine._flights:
-                await asyncio.wait([f.task for f in rig.engine._flights._flights.values()])
+            while rig.engine._fetcher._flights:
+                await asyncio.wait([f.task for f in rig.engine._fetcher._flights._flights.values()])
         await rig.check_idle(blobs=0, segments=0, kept=1)
         assert rig.engine.models() == []
         origin.release()
@@ -196,12 +196,12 @@ async def test_an_acquire_that_is_closed_keeps_no_lease(tmp_path: Path) -> None:
         async with aclosing(rig.engine.acquire(REF)) as events:
             await anext(events)
         origin.release()
-        assert rig.engine.leases == 0
+        assert rig.engine._leases.granted == 0
         async with aclosing(rig.engine.acquire(REF)) as events:
             async for event in events:
                 if isinstance(event, ModelLease):
                     event.release()
-        assert rig.engine.leases == 0
+        assert rig.engine._leases.granted == 0
 
 
 async def test_the_same_bytes_at_two_places_of_one_model(tmp_path: Path) -> None:

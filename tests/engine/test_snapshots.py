@@ -15,7 +15,7 @@ import pytest
 from tests.engine.rig import PART, REF, Origin, Rig, Served, pattern, running, sha256
 from weightd.core.errors import DiskFull, ModelNotFound, SourceUnavailable, WeightdError
 from weightd.engine.api import CopyState, EventKind, FileCheck, ModelState, Tier
-from weightd.engine.engine import ModelLease
+from weightd.engine.leases import ModelLease
 from weightd.storage.segments import ROOT
 from weightd.storage.state import State
 
@@ -515,6 +515,8 @@ async def test_rows_that_an_earlier_version_left(tmp_path: Path) -> None:
         made = [await fetch(rig, n) for n in (1, 2, 3)]
     db = sqlite3.connect(tmp_path / "state.db")
     db.execute("ALTER TABLE models DROP COLUMN turn")
+    for table in ("segments", "pins", "uses"):
+        db.execute(f"DROP TABLE {table}")
     db.execute("PRAGMA user_version = 2")
     db.commit()
     db.close()

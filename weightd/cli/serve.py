@@ -16,6 +16,11 @@ from weightd.cli.extra import need_daemon_extra
 @click.option("--state-dir", metavar="DIR", help="Blobs, models and records: on a fast local disk.")
 @click.option("--shm-budget", metavar="SIZE", help='"auto", "80%" of /dev/shm, or a size such as "40GiB".')
 @click.option("--nvme-budget", metavar="SIZE", help='"auto", "80%" of the disk, or a size.')
+@click.option(
+    "--at-stop",
+    type=click.Choice(["auto", "keep", "drop"]),
+    help="Whether models stay in shared memory for the next start; auto: unless Ctrl-C ends it.",
+)
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]))
 @click.option("--log-format", type=click.Choice(["text", "json"]))
 @click.pass_obj
@@ -26,6 +31,7 @@ def command(
     state_dir: str | None,
     shm_budget: str | None,
     nvme_budget: str | None,
+    at_stop: str | None,
     log_level: str | None,
     log_format: str | None,
 ) -> None:
@@ -45,6 +51,7 @@ def command(
         log_format=log_format or "",
         shm_budget=shm_budget or "",
         nvme_budget=nvme_budget or "",
+        at_stop=at_stop or "",
     )
     run(load_config(config, env=os.environ, uid=os.geteuid(), overrides=overrides), os.environ)
 

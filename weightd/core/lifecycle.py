@@ -80,7 +80,7 @@ RESIDENCY: Table[Residency] = {
     Residency.ABSENT: frozenset({Residency.FILLING}),
     Residency.FILLING: frozenset({Residency.RESIDENT, Residency.ABSENT}),
     Residency.RESIDENT: frozenset({Residency.EVICTING}),
-    Residency.EVICTING: frozenset({Residency.ABSENT}),
+    Residency.EVICTING: frozenset({Residency.ABSENT, Residency.RESIDENT}),
 }
 
 

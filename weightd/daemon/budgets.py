@@ -18,12 +18,16 @@ MEMORY_SHARE: Final = 0.9
 """Of available memory, for "auto": tmpfs pages are memory, whatever the size of the mount promises."""
 
 
-def shm_budget(spec: BudgetSpec, *, total: int, free: int, held: int, memory: int) -> int:
-    """Bytes. `held` are segments that an earlier daemon left, which the start drops; `memory` is what the host, or
-    the cgroup, can still give. "auto": SHM_SHARE of the mount, within what is free and what memory can back."""
+SHM: Final = Path("/dev/shm")
+
+
+def shm_budget(spec: BudgetSpec, *, total: int, free: int, held: int, memory: int, place: Path = SHM) -> int:
+    """Bytes. `held` are segments that an earlier daemon left, which the start adopts or drops; `memory` is what the
+    host, or the cgroup, can still give. "auto": SHM_SHARE of the mount, within what is free and what memory can
+    back."""
     if spec.size is None and spec.percent is None:
         return max(0, int(min(SHM_SHARE * total, free + held, MEMORY_SHARE * memory + held)))
-    return _explicit(spec, "shm", total, "/dev/shm", "enlarge it: mount -o remount,size=… /dev/shm")
+    return _explicit(spec, "shm", total, str(place), f"enlarge it: mount -o remount,size=… {place}")
 
 
 def nvme_budget(spec: BudgetSpec, *, total: int, free: int, held: int, directory: Path) -> int:
@@ -60,7 +64,7 @@ def disk_held(root: Path) -> int:
     return total
 
 
-def shm_held(prefix: str, root: Path = Path("/dev/shm")) -> int:
+def shm_held(prefix: str, root: Path = SHM) -> int:
     """Bytes of segments whose names begin with `prefix`."""
     return sum(_allocated(Path(e.path)) for e in os.scandir(root) if e.name.startswith(prefix))
 

@@ -10,12 +10,16 @@ from functools import partial
 from pathlib import Path
 
 from weightd.daemon import budgets
+from weightd.daemon.budgets import SHM
 from weightd.daemon.config import Config
 from weightd.daemon.options import make_sources, patrol_options, transfer_options
+from weightd.engine.api import Tier
 from weightd.engine.engine import Engine, EngineOptions
 from weightd.rpc.server import RpcServer, make_server
 from weightd.storage.blobs import DirectoryBlobStore
 from weightd.storage.direct import free_bytes
+from weightd.storage.protocols import SegmentStore
+from weightd.storage.segment_files import DirectorySegmentStore
 from weightd.storage.segments import PREFIX, PosixSegmentStore
 from weightd.storage.state import State
 
@@ -25,7 +29,7 @@ class Parts:
     """What the daemon starts and stops."""
 
     engine: Engine
-    segments: PosixSegmentStore
+    segments: SegmentStore
     listen: Callable[[], Awaitable[RpcServer]]
     """Opens the socket, once the engine has started."""
 
@@ -36,20 +40,21 @@ def build(config: Config) -> Parts:
     Blocks for as long as it takes to count the blobs on disk: the loop serves nobody then.
     """
     owner = owner_of(config.state_dir)
-    segments = PosixSegmentStore(owner, group=config.socket_gid)
+    segments = segment_store(config, owner)
     blobs = DirectoryBlobStore(config.state_dir)
     engine = Engine(
         EngineOptions(
             state_dir=config.state_dir,
             shm_budget=budgets.shm_budget(
-                config.shm_budget,
+                config.shm.budget,
                 total=segments.total(),
                 free=segments.free(),
-                held=budgets.shm_held(f"{PREFIX}-{owner}-"),
+                held=budgets.shm_held(f"{PREFIX}-{owner}-", config.shm.directory or SHM),
                 memory=budgets.available_memory(),
+                place=config.shm.directory or SHM,
             ),
             nvme_budget=budgets.nvme_budget(
-                config.nvme_budget,
+                config.nvme.budget,
                 total=budgets.total_bytes(config.state_dir),
                 free=free_bytes(config.state_dir),
                 held=budgets.disk_held(config.state_dir),
@@ -60,6 +65,10 @@ def build(config: Config) -> Parts:
             patrol=patrol_options(config),
             keep=config.snapshots.keep,
             allow=config.sources.allow_list(config.models),
+            rules=config.shm.rules(config.models),
+            marks={Tier.SHM: config.shm.marks, Tier.NVME: config.nvme.marks},
+            adoption=config.shm.adoption,
+            grace=config.shm.grace,
         ),
         segments=segments,
         blobs=blobs,
@@ -68,6 +77,14 @@ def build(config: Config) -> Parts:
     )
     listen = partial(make_server, engine, config.socket, mode=config.socket_mode, group=config.socket_gid)
     return Parts(engine, segments, listen)
+
+
+def segment_store(config: Config, owner: str) -> SegmentStore:
+    """Where the configuration says that segments are. Raises ConfigError."""
+    if config.shm.directory is None:
+        return PosixSegmentStore(owner, group=config.socket_gid)
+    directory = config.shm.directory.absolute()
+    return DirectorySegmentStore(directory, owner, group=config.socket_gid)
 
 
 def owner_of(state_dir: Path) -> str:

@@ -23,8 +23,8 @@ from weightd.daemon.sections.models import read_models
 from weightd.daemon.sections.s3 import read_s3
 from weightd.daemon.sections.snapshots import SnapshotsConfig, read_snapshots
 from weightd.daemon.sections.sources import SourcesConfig, read_sources
+from weightd.daemon.sections.tiers import NvmeConfig, ShmConfig, read_nvme, read_shm
 from weightd.daemon.sections.verify import VerifyConfig, read_verify
-from weightd.daemon.sizes import BudgetSpec, parse_budget
 from weightd.sources.hub_access import HubOptions
 from weightd.sources.s3_settings import S3Options
 
@@ -41,12 +41,6 @@ class DaemonSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     stop_timeout_s: float = 20.0
 
 
-class TierSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`[shm]` and `[nvme]` as they are written."""
-
-    budget: str | int = "auto"
-
-
 class Config(msgspec.Struct, frozen=True):
     """Everything the daemon needs to know, resolved. `file` is where it came from, None for the defaults."""
 
@@ -59,8 +53,8 @@ class Config(msgspec.Struct, frozen=True):
     log_format: str
     stop_timeout_s: float
     """Seconds in which a stop must be done."""
-    shm_budget: BudgetSpec
-    nvme_budget: BudgetSpec
+    shm: ShmConfig
+    nvme: NvmeConfig
     fetch: FetchConfig
     http: HttpConfig
     hf: HubOptions
@@ -82,11 +76,13 @@ class Overrides(msgspec.Struct, frozen=True):
     log_format: str = ""
     shm_budget: str = ""
     nvme_budget: str = ""
+    at_stop: str = ""
 
     def daemon(self) -> dict[str, str]:
         """What they say of `[daemon]`."""
         said = msgspec.structs.asdict(self)
-        return {key: value for key, value in said.items() if value and not key.endswith("_budget")}
+        own = DaemonSection.__struct_fields__
+        return {key: value for key, value in said.items() if value and key in own}
 
 
 def load_config(file: Path | None, *, env: Mapping[str, str], uid: int, overrides: Overrides | None = None) -> Config:
@@ -107,8 +103,8 @@ def load_config(file: Path | None, *, env: Mapping[str, str], uid: int, override
         log_level=daemon.log_level,
         log_format=daemon.log_format,
         stop_timeout_s=reader.value(("daemon", "stop_timeout_s"), between(0.1, 3600.0), daemon.stop_timeout_s),
-        shm_budget=_budget(reader, "shm", overrides.shm_budget),
-        nvme_budget=_budget(reader, "nvme", overrides.nvme_budget),
+        shm=read_shm(reader, overrides.shm_budget, overrides.at_stop),
+        nvme=read_nvme(reader, overrides.nvme_budget),
         fetch=read_fetch(reader),
         http=read_http(reader),
         hf=read_hf(reader),
@@ -164,13 +160,6 @@ def _read(file: Path) -> str:
         raise ConfigError(f"{file} cannot be read: {e.strerror}", remedy="Check the path and its rights.") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{file} is not UTF-8 text", remedy=SEE) from None
-
-
-def _budget(reader: Reader, tier: str, override: str) -> BudgetSpec:
-    written = reader.section(tier, TierSection).budget
-    if override:
-        return Reader("", "command line", reader.base).value((tier, "budget"), parse_budget, override)
-    return reader.value((tier, "budget"), parse_budget, written)
 
 
 def _mode(value: str) -> int:

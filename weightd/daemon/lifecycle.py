@@ -36,7 +36,7 @@ CALLS_GRACE_S: Final = 1.0
 def run(config: Config, env: Mapping[str, str]) -> None:
     """Serve until SIGTERM or SIGINT. Raises WeightdError when it cannot start; returns after a clean stop.
 
-    Afterwards nothing of ours is in shared memory, and the socket is gone.
+    Afterwards the socket is gone, and segments stay for the next start to adopt, or are gone too ([shm] at_stop).
     """
     raise_limits()
     with logging_to_stderr(config.log_level, config.log_format):
@@ -57,6 +57,8 @@ class Daemon:
         self._notifier = Notifier(env)
         self._life = Lifecycle("daemon", DAEMON, DaemonState.STARTING)
         self._stop = asyncio.Event()
+        self._keep = config.shm.keeps(signal.SIGTERM)
+        """Whether segments stay, until a signal says otherwise."""
 
     async def run(self) -> None:
         """Start, serve, drain."""
@@ -83,9 +85,10 @@ class Daemon:
     def _signalled(self, number: int) -> None:
         name = signal.Signals(number).name
         if self._stop.is_set():
-            # Asked twice: no more waiting. The next start drops what this leaves.
+            # Asked twice: no more waiting. The next start adopts or drops what this leaves.
             os.write(2, f"weightd: {name} again: exit at once\n".encode())
             os._exit(128 + number)
+        self._keep = self._config.shm.keeps(number)
         log.info("%s: stopping", name)
         self._stop.set()
 
@@ -101,7 +104,7 @@ class Daemon:
     @asynccontextmanager
     async def _background(self, engine: Engine) -> AsyncIterator[None]:
         """Tasks that live while the daemon serves. One that fails is a bug, and stops the daemon."""
-        work = (watch_lag(), self._notifier.keep_alive(), _log_events(engine), engine.patrol())
+        work = (watch_lag(), self._notifier.keep_alive(), _log_events(engine), engine.patrol(), engine.tend())
         tasks = [self._task(w) for w in work]
         try:
             yield
@@ -127,7 +130,7 @@ class Daemon:
         try:
             if server is not None:
                 await server.drain()
-            await parts.engine.stop()
+            await parts.engine.stop(keep=self._keep)
             if server is not None:
                 await server.stop(CALLS_GRACE_S)
         finally:
@@ -137,7 +140,7 @@ class Daemon:
             log.info("stopped")
 
     def _force(self, parts: Parts) -> None:
-        dropped = parts.segments.drop_leftovers()
+        dropped = 0 if self._keep else parts.segments.drop_leftovers()
         self._config.socket.unlink(missing_ok=True)
         text = f"weightd: not drained after {self._config.stop_timeout_s:g} s: {dropped} segments dropped, exit\n"
         os.write(2, text.encode())

@@ -141,9 +141,9 @@ class VerifyProgress(msgspec.Struct, frozen=True):
 
 
 class TierStatus(msgspec.Struct, frozen=True):
-    """Bytes. Every byte of `budget` is `reserved` (filling), `resident`, `draining` (unlinked, still mapped by somebody),
-    `kept` (an interrupted fetch that gives way), or can be reserved. `leased` and `pinned` are of `resident`, and may
-    overlap. `total`, `free` and what is used by `other`s are of the file system below."""
+    """Bytes. Every byte of `budget` is `reserved` (filling), `resident`, `draining` (unlinked, still mapped by
+    somebody), `kept` (an interrupted fetch that gives way), or can be reserved. `leased` and `pinned` are of
+    `resident`, and may overlap. `total`, `free` and what is used by `other`s are of the file system below."""
 
     budget: int
     reserved: int

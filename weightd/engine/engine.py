@@ -4,54 +4,74 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Final
 
 from weightd.core.allow import AllowList
 from weightd.core.budget import Budget
 from weightd.core.digest import Digest
-from weightd.core.errors import Draining, NotFound, SourceChanged, WeightdError
+from weightd.core.errors import Draining, ModelPinned, WeightdError
 from weightd.core.lifecycle import DAEMON, DaemonState, Lifecycle
-from weightd.core.manifest import Manifest, with_digest
+from weightd.core.manifest import Manifest
+from weightd.core.policy import Policy, Rules
 from weightd.core.progress import Progress
 from weightd.core.refs import Ref, parse_ref
+from weightd.engine.accounts import Accounts
+from weightd.engine.adopt import Adopter, Adoption
 from weightd.engine.api import (
+    NOBODY,
     EngineStatus,
     Event,
     EventKind,
+    Evicted,
     FileCheck,
+    Holder,
+    LeaseState,
     ModelState,
     Tier,
-    TierStatus,
     VerifyProgress,
 )
 from weightd.engine.bring import Bringer
 from weightd.engine.catalog import Catalog
 from weightd.engine.events import Events
-from weightd.engine.flights import Flight, Flights
-from weightd.engine.held import Model
+from weightd.engine.evict import Evictor, Watermarks
+from weightd.engine.fetcher import Fetcher
+from weightd.engine.flights import Flight
+from weightd.engine.held import Blob, Model
+from weightd.engine.hot import HotKeeper
 from weightd.engine.lanes import Lanes
+from weightd.engine.leases import Leases, ModelLease
 from weightd.engine.mover import Mover
 from weightd.engine.patrol import Patrol, PatrolOptions
+from weightd.engine.published import Published
+from weightd.engine.remove import Remover
 from weightd.engine.retire import Retirer
+from weightd.engine.room import Room
 from weightd.engine.scrub import Scrubber
-from weightd.engine.tracker import Seen
 from weightd.engine.transfer import TransferOptions
+from weightd.engine.usage import Usage
 from weightd.sources.protocols import Source
 from weightd.storage.protocols import BlobStore, SegmentStore
 from weightd.storage.state import State
 
-TICK = 0.1
-"""Seconds between two progress messages."""
+SAVE_S: Final = 60.0
+"""Seconds between two records of how often models are used."""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
     """`state_dir` holds blobs, models and state.db. Budgets in bytes. `transfers` may run at once, and as many
     more that a worker waits for. `patrol`: what is verified in the background, None for nothing. `keep`: old
-    snapshots of a ref that stay beside its current one. `allow`: which refs may be asked for."""
+    snapshots of a ref that stay beside its current one. `allow`: which refs may be asked for. `rules`: when models are
+    in shared memory. `marks`: above which share of its budget a tier is emptied, and to which.
+
+    `keep_segments`: they stay when the engine stops, for the next one to adopt, as `adoption` says; for `grace` seconds
+    after the start nothing that was adopted is evicted, so that those who had leased it can come again.
+    """
 
     state_dir: Path
     shm_budget: int
@@ -61,30 +81,11 @@ class EngineOptions:
     patrol: PatrolOptions | None = None
     keep: int = 1
     allow: AllowList = field(default_factory=AllowList)
-
-
-class ModelLease:
-    """A worker's claim on a model; see `api.Lease`."""
-
-    def __init__(self, engine: Engine, model: Model) -> None:
-        self._engine, self._model = engine, model
-        self._held = True
-        model.leases += 1
-        engine.leases += 1
-
-    @property
-    def model(self) -> ModelState:
-        return self._model.state()
-
-    def release(self) -> None:
-        if self._held:
-            self._held = False
-            self._model.leases -= 1
-            self._engine.leases -= 1
-            self._engine.released(self._model)
-
-    def __repr__(self) -> str:
-        return f"<ModelLease {self._model.ref.shown} {'held' if self._held else 'released'}>"
+    rules: Rules = field(default_factory=Rules)
+    marks: Mapping[Tier, Watermarks] = field(default_factory=lambda: dict.fromkeys(Tier, Watermarks()))
+    keep_segments: bool = False
+    adoption: Adoption = Adoption.LAZY
+    grace: float = 60.0
 
 
 class Engine:
@@ -107,42 +108,82 @@ class Engine:
             shm=Budget("shm", options.shm_budget),
             nvme=Budget("nvme", options.nvme_budget),
         )
-        self._kept = self._catalog.kept
+        catalog, self._events = self._catalog, Events()
+        self._published = Published(catalog, options.rules)
+        self._usage = Usage(state, catalog.write)
+        self._leases = Leases(self._released)
+        self._remover = Remover(catalog, self._published, self._removed)
+        self._evictor = Evictor(
+            catalog, self._remover, leases=self._leases, usage=self._usage, marks=options.marks, tell=self._tell
+        )
         self._lanes = Lanes(options.transfers)
-        self._mover = Mover(self._catalog, sources, options.transfer, self._lanes, self._kept)
-        self._bringer = Bringer(self._catalog, self._mover)
-        self._flights: Flights[Model] = Flights()
-        self._events = Events()
-        self._scrubber = Scrubber(self._catalog, self._restore, self._events.emit)
-        self._retirer = Retirer(self._catalog, options.keep, self._retired)
+        self._mover = Mover(catalog, sources, options.transfer, self._lanes, Room(catalog, self._evictor))
+        self._accounts = Accounts(catalog, self._mover.room)
+        self._fetcher = Fetcher(
+            catalog, self._published, Bringer(catalog, self._mover), sources, usage=self._usage, events=self._events
+        )
+        self._scrubber = Scrubber(catalog, self._restore, self._events.emit)
+        self._retirer = Retirer(catalog, self._remover, options.keep, partial(self._tell, EventKind.RETIRED))
+        self._adopter = Adopter(catalog, options.adoption, self._found_damaged)
+        self._hot = HotKeeper(options.rules.hot(), self._is_hot, self._bring_hot)
         self._patrol: Patrol | None = None
         if options.patrol is not None:
             self._patrol = Patrol(self._catalog, self._scrubber, options.patrol, self._lanes.calm)
-        self.leases = 0
         self._started = time.monotonic()
 
     async def start(self) -> None:
-        """Read the state, drop what an earlier process left half done, serve what is proven."""
+        """Read the state, take over what an earlier process left in shared memory, drop what it left half done, serve
+        what is proven."""
+        catalog = self._catalog
         try:
-            await self._catalog.start()
-            await self._kept.refresh()
+            await catalog.start()
+            await self._usage.start()
+            await self._adopter.start()
+            await self._published.start()
+            await catalog.kept.refresh()
         except BaseException:
-            await self._catalog.close()
+            await catalog.close()
             self._life.to(DaemonState.STOPPED)
             raise
+        for model in self._adopter.models():
+            model.awaited = self._options.grace > 0
+            if model.in_shm:
+                self._tell(EventKind.ADOPTED, model)
         self._life.to(DaemonState.SERVING)
         self._retirer.kick()
 
-    async def stop(self) -> None:
-        """No new work; work under way is cancelled and cleaned up; segments are unlinked. Idempotent."""
+    async def tend(self) -> None:
+        """Keep residency as the policies say, until cancelled. Once, after `start` and before `stop`."""
+        works = (self._end_grace(), self._adopter.read_on(), self._evictor.sweep(), self._hot.run(), self._save())
+        async with asyncio.TaskGroup() as group:
+            for work in works:
+                group.create_task(work)
+
+    async def _end_grace(self) -> None:
+        await asyncio.sleep(self._options.grace)
+        for model in self._catalog.snapshots:
+            model.awaited = False
+        self._catalog.settled()
+
+    async def _save(self) -> None:
+        while True:
+            await asyncio.sleep(SAVE_S)
+            with suppress(WeightdError):  # Only what is weighed after a restart; `stop` tries once more.
+                await self._usage.save()
+
+    async def stop(self, *, keep: bool | None = None) -> None:
+        """No new work; work under way is cancelled and cleaned up; segments are unlinked, or kept, as `keep` says, or
+        else the options. Idempotent."""
         if self._life.state is not DaemonState.SERVING:
             return
         self._life.to(DaemonState.DRAINING)
-        await self._flights.stop()
+        await self._fetcher.stop()
         await self._retirer.stop()
         self._events.close()
         try:
-            await self._catalog.stop()
+            with suppress(WeightdError):
+                await self._usage.save()
+            await self._catalog.stop(keep=self._options.keep_segments if keep is None else keep)
         finally:
             await self._sources.close()
             self._life.to(DaemonState.STOPPED)
@@ -161,121 +202,111 @@ class Engine:
         return parsed
 
     async def resolve(self, ref: str) -> Manifest:
-        return await self._resolve(self._admit(ref), None)
-
-    async def _resolve(self, ref: Ref, sha256: Digest | None) -> Manifest:
-        try:
-            return with_digest(await self._sources.resolve(ref), sha256)
-        except WeightdError as e:
-            raise e.about(ref=ref.shown) from None
+        return await self._fetcher.resolve(self._admit(ref), None)
 
     async def fetch(
-        self, ref: str, *, sha256: Digest | None = None, tier: Tier = Tier.SHM
+        self, ref: str, *, sha256: Digest | None = None, tier: Tier | None = None
     ) -> AsyncGenerator[Progress | ModelState, None]:
         parsed = self._admit(ref)
-        flight = self._start_flight(("fetch", parsed.text, sha256, tier), parsed, sha256, tier, held=None)
-        async with aclosing(self._follow(flight)) as events:
+        if tier is None:
+            cold = self._options.rules.of(parsed).policy is Policy.COLD
+            tier = Tier.NVME if cold else Tier.SHM
+        flight = self._fetcher.start(("fetch", parsed.text, sha256, tier), parsed, sha256, tier, held=None)
+        async with aclosing(self._states(flight)) as events:
+            async for event in events:
+                yield event
+
+    async def load(self, ref: str) -> AsyncGenerator[Progress | ModelState, None]:
+        model = self._catalog.model(self._admit(ref))
+        if model.in_shm and model.linked:
+            yield model.state()
+            return
+        flight = self._fetcher.start(("load", model.ref.text), model.ref, None, Tier.SHM, held=model)
+        async with aclosing(self._states(flight)) as events:
+            async for event in events:
+                yield event
+
+    async def _states(self, flight: Flight[Model]) -> AsyncGenerator[Progress | ModelState, None]:
+        async with aclosing(self._fetcher.follow(flight)) as events:
             async for event in events:
                 yield event.state() if isinstance(event, Model) else event
 
-    async def acquire(self, ref: str) -> AsyncGenerator[Progress | ModelLease, None]:
+    async def acquire(
+        self, ref: str, *, revision: str = "", holder: Holder = NOBODY
+    ) -> AsyncGenerator[Progress | ModelLease, None]:
         parsed = self._admit(ref)
+        lease = self._leases.open(parsed, holder)
+        try:
+            held = self._held(parsed, revision)
+            if held is not None and held.in_shm and held.linked:
+                self._grant(lease, held)
+            else:
+                async with aclosing(self._wait_for(lease, parsed, revision)) as steps:
+                    async for step in steps:
+                        yield step
+        except BaseException:
+            lease.release()
+            raise
+        yield lease
+
+    async def _wait_for(self, lease: ModelLease, ref: Ref, revision: str) -> AsyncGenerator[Progress, None]:
+        """Progress until the lease is granted. From the flight's beginning until then nothing drops what it brings."""
         while True:
             self._serving()
-            held = self._catalog.models.get(parsed.text)
-            if held is not None and held.in_shm and held.linked:
-                yield self._lease(held)
-                return
-            flight = self._start_flight(("acquire", parsed.text), parsed, None, Tier.SHM, held=held)
+            held = self._held(ref, revision)
+            key = ("acquire", ref.text, revision)
+            flight = self._fetcher.start(key, ref, None, Tier.SHM, held=held, exact=bool(revision))
             self._lanes.urge(flight)
-            async with aclosing(self._follow(flight)) as events:
-                async for event in events:
-                    if not isinstance(event, Model):
-                        yield event
-                    elif event.current and event.in_shm:
-                        yield self._lease(event)
-                        return
+            with self._catalog.holding(flight.blobs):
+                async with aclosing(self._fetcher.follow(flight)) as events:
+                    async for event in events:
+                        if not isinstance(event, Model):
+                            yield event
+                        elif (event.current or revision) and event.in_shm:
+                            self._grant(lease, event)
+                            return
             # It was replaced between its arrival and this moment.
 
-    def _lease(self, model: Model) -> ModelLease:
+    def _held(self, ref: Ref, revision: str) -> Model | None:
+        """The current snapshot, if there is one, or that of a revision. Raises ModelNotFound."""
+        return self._catalog.model(ref, revision) if revision else self._catalog.models.get(ref.text)
+
+    def _grant(self, lease: ModelLease, model: Model) -> None:
+        lease.grant(model)
         self._catalog.touch(model)
-        lease = ModelLease(self, model)
-        self.announce(EventKind.ACQUIRED, model)
-        return lease
+        self._usage.touch(model.ref)
+        self._tell(EventKind.ACQUIRED, model)
 
-    def _start_flight(
-        self, key: tuple[object, ...], ref: Ref, sha256: Digest | None, tier: Tier, held: Model | None
-    ) -> Flight[Model]:
-        return self._flights.get(key, lambda flight: self._fly(flight, ref, sha256, tier, held))
+    def leases(self, ref: str = "") -> list[LeaseState]:
+        return self._leases.states([parse_ref(ref).text] if ref else None)
 
-    async def _follow(self, flight: Flight[Model]) -> AsyncGenerator[Progress | Model, None]:
-        """Progress while the flight goes on, then its model. Leaving early drops this caller's interest."""
-        flight.join()
-        seen = Seen()
-        try:
-            while not flight.task.done():
-                await asyncio.wait([flight.task], timeout=TICK)
-                if not flight.task.done():
-                    yield flight.tracker.snapshot(time.monotonic(), seen)
-            if flight.task.cancelled():
-                raise Draining("the daemon is stopping", remedy="Try again when it has been started again.")
-            yield flight.task.result()
-        finally:
-            flight.leave()
+    async def pin(self, ref: str) -> ModelState:
+        return await self._set_pin(ref, EventKind.PINNED)
 
-    async def _fly(
-        self, flight: Flight[Model], ref: Ref, sha256: Digest | None, tier: Tier, held: Model | None
-    ) -> Model:
-        try:
-            return await self._fly_once(flight, ref, sha256, tier, held)
-        except SourceChanged:
-            # The revision that was wanted cannot be had any more: once more, with what is there now.
-            return await self._fly_once(flight, ref, sha256, tier, None)
+    async def unpin(self, ref: str) -> ModelState:
+        return await self._set_pin(ref, EventKind.UNPINNED)
 
-    async def _fly_once(
-        self, flight: Flight[Model], ref: Ref, sha256: Digest | None, tier: Tier, held: Model | None
-    ) -> Model:
-        revision = held.manifest.revision if held else ""
-        flight.report = lambda kind, detail: self._events.emit(kind, ref, revision, detail)
-        try:
-            with self._catalog.holding(flight.blobs):
-                if held is not None:
-                    model = await self._load(flight, tier, held)
-                else:
-                    manifest = await self._resolve(ref, sha256)
-                    revision = manifest.revision
-                    self._events.emit(EventKind.FETCH_STARTED, ref, revision)
-                    model = await self._bring(flight, ref, manifest, tier)
-        except WeightdError as e:
-            self._events.emit(EventKind.FETCH_FAILED, ref, revision, e.message)
-            raise e.about(ref=ref.shown) from None
-        except asyncio.CancelledError:
-            self._events.emit(EventKind.FETCH_FAILED, ref, revision, "cancelled: nobody waits for it")
-            raise
-        self._events.emit(EventKind.LOADED if held else EventKind.FETCH_FINISHED, ref, model.manifest.revision)
-        return model
+    async def _set_pin(self, ref: str, kind: EventKind) -> ModelState:
+        self._serving()
+        model = self._catalog.model(parse_ref(ref))
+        if kind is EventKind.UNPINNED and model.rule.policy is Policy.HOT:
+            raise ModelPinned(
+                "the configuration says hot", ref=model.ref.shown, remedy="Change its policy and start again."
+            )
+        if model.pinned is not (kind is EventKind.PINNED):
+            await self._published.pin(model.ref, time.time() if kind is EventKind.PINNED else None)
+            self._tell(kind, model)
+        return model.state()
 
-    async def _bring(self, flight: Flight[Model], ref: Ref, manifest: Manifest, tier: Tier) -> Model:
-        while True:
-            digests = await self._bringer.bring(manifest, tier, flight)
-            model = await self._catalog.publish(ref, manifest, digests, time.time())
-            if model is not None and model.resident(tier):
-                return model
+    async def evict(self, ref: str) -> Evicted:
+        return await self._evictor.evict(self._all_of(ref))
 
-    async def _load(self, flight: Flight[Model], tier: Tier, held: Model) -> Model:
-        """What is held, without asking its origin; of a snapshot that was the current one and is no longer, what took
-        its place."""
-        follow = held.current
-        while True:
-            with self._catalog.using([held]):
-                digests = await self._bringer.bring(held.manifest, tier, flight, held.digests)
-                renewed = await self._catalog.renew(held, digests)
-            if renewed and held.resident(tier) and (held.current or not follow):
-                return held
-            if follow:
-                held = self._catalog.models[held.ref.text]
-            elif held not in self._catalog.snapshots:
-                raise NotFound("the snapshot is no longer held", remedy="Fetch the model again.")
+    async def remove(self, ref: str) -> Evicted:
+        return await self._evictor.remove(self._all_of(ref))
+
+    def _all_of(self, ref: str) -> list[Model]:
+        self._serving()
+        return self._catalog.snapshots.of(self._catalog.known(parse_ref(ref)))
 
     async def verify(self, ref: str = "", *, quick: bool = False) -> AsyncGenerator[FileCheck | VerifyProgress, None]:
         self._serving()
@@ -300,26 +331,38 @@ class Engine:
         """All of its files resident again; its origin is asked only for what is not here."""
         self._serving()  # or a flight would begin that `stop` does not wait for
         self._options.allow.check(model.ref)
-        key = ("restore", model.ref.text, tier)
-        # Not begun again for a source that changed: what it serves now is not what is damaged here.
-        flight = self._flights.get(key, lambda flight: self._fly_once(flight, model.ref, None, tier, model))
-        async with aclosing(self._follow(flight)) as events:
-            async for _ in events:
-                pass
+        await self._fetcher.again(("restore", model.ref.text, tier), model, tier)
 
-    def announce(self, kind: EventKind, model: Model) -> None:
-        """Tell the watchers."""
-        self._events.emit(kind, model.ref, model.manifest.revision)
+    def _tell(self, kind: EventKind, model: Model, detail: str = "") -> None:
+        """The watchers."""
+        self._events.emit(kind, model.ref, model.manifest.revision, detail)
 
-    def released(self, model: Model) -> None:
+    def _released(self, model: Model) -> None:
         """A lease on it ended."""
-        self.announce(EventKind.RELEASED, model)
+        self._catalog.touch(model)
+        self._tell(EventKind.RELEASED, model)
+        self._catalog.drains.look()
         if not model.current:
             self._retirer.kick()
 
-    def _retired(self, model: Model) -> None:
-        self.announce(EventKind.RETIRED, model)
+    def _removed(self, model: Model) -> None:
         self._scrubber.tally.forget(d for d in model.digests.values() if d not in self._catalog.blobs)
+
+    def _found_damaged(self, blob: Blob) -> None:
+        """An adopted segment was not what was sealed."""
+        for model in self._catalog.snapshots:
+            if model.has(blob):
+                self._tell(EventKind.DAMAGED, model, f"blob {blob.record.digest} in shared memory, found at adoption")
+
+    def _is_hot(self, ref: Ref) -> bool:
+        model = self._catalog.models.get(ref.text)
+        return model is not None and model.in_shm and model.linked
+
+    async def _bring_hot(self, ref: Ref) -> None:
+        """As a worker would, without a claim: what is held is loaded, else it is fetched."""
+        self._serving()
+        held = self._catalog.models.get(ref.text)
+        await self._fetcher.end(self._fetcher.start(("acquire", ref.text, ""), ref, None, Tier.SHM, held=held))
 
     def models(self) -> list[ModelState]:
         return [m.state() for m in self._sorted()]
@@ -337,9 +380,9 @@ class Engine:
             state=self._life.state,
             uptime=time.monotonic() - self._started,
             state_directory=str(self._options.state_dir),
-            shm=_tier_status(catalog.shm, await catalog.io(catalog.segments.free)),
-            nvme=_tier_status(catalog.nvme, await catalog.io(catalog.store.free)),
-            leases=self.leases,
+            shm=await self._accounts.shm(),
+            nvme=await self._accounts.nvme(),
+            leases=self._leases.granted,
             models=len(catalog.models),
             transfers=self._lanes.running,
             shm_huge_bytes=await catalog.io(catalog.segments.huge_bytes),
@@ -348,8 +391,4 @@ class Engine:
         )
 
     def __repr__(self) -> str:
-        return f"<Engine {self._life.state.name} models={len(self._catalog.models)} leases={self.leases}>"
-
-
-def _tier_status(budget: Budget, free: int) -> TierStatus:
-    return TierStatus(budget.limit, budget.reserved, budget.resident, free)
+        return f"<Engine {self._life.state.name} models={len(self._catalog.models)} leases={len(self._leases)}>"

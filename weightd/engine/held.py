@@ -8,6 +8,7 @@ from pathlib import Path
 from weightd.core.digest import Digest
 from weightd.core.lifecycle import RESIDENCY, Lifecycle, Residency
 from weightd.core.manifest import FileSpec, Manifest
+from weightd.core.policy import Policy, Rule
 from weightd.core.refs import Ref
 from weightd.engine.api import FileState, ModelState, Tier
 from weightd.storage.protocols import Segment
@@ -59,6 +60,11 @@ class Model:
         self.linked = False
         """Whether the links in `directory` lead where its blobs are now."""
         self.leases = 0
+        self.awaited = False
+        """Its segments were adopted, and those who had leased it may come again."""
+        self.rule = Rule()
+        self.pinned = False
+        self.segment_directory = ""
         self.last_used = used
         self._files: tuple[FileState, ...] | None = None
         self._in_shm: bool | None = None
@@ -97,7 +103,12 @@ class Model:
 
     @property
     def claimed(self) -> bool:
-        return bool(self.leases or self.users)
+        return bool(self.leases or self.users or self.awaited)
+
+    @property
+    def kept_hot(self) -> bool:
+        """Pinned by an operator or by the configuration, which means what its ref means now."""
+        return self.current and (self.pinned or self.rule.policy is Policy.HOT)
 
     @property
     def digests(self) -> dict[str, Digest]:
@@ -127,6 +138,9 @@ class Model:
             leases=self.leases,
             last_used=self.last_used,
             files=self._files,
+            policy=self.rule.policy,
+            pinned=self.pinned,
+            segment_directory=self.segment_directory,
         )
 
 
@@ -189,7 +203,9 @@ class Snapshots:
             self.add_old(former)
 
     def remove(self, model: Model) -> None:
-        """Out of the old ones; nothing else changes."""
+        """Nothing else changes: a ref may have old ones alone."""
+        if self.current.get(model.ref.text) is model:
+            del self.current[model.ref.text]
         left = [m for m in self.old.pop(model.ref.text, []) if m is not model]
         if left:
             self.old[model.ref.text] = left

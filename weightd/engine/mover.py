@@ -17,7 +17,6 @@ from functools import partial
 import msgspec
 
 from weightd.core.errors import (
-    BudgetExceeded,
     Corruption,
     DiskFull,
     FormatError,
@@ -36,7 +35,6 @@ from weightd.engine.flights import Flight
 from weightd.engine.held import Blob, Model
 from weightd.engine.items import Item
 from weightd.engine.jobs import FileJob
-from weightd.engine.kept import KeptIngests
 from weightd.engine.lanes import Lanes
 from weightd.engine.mend import Mender, mended_text
 from weightd.engine.room import Room
@@ -73,38 +71,23 @@ class Mover:
     sources: Source
     options: TransferOptions
     lanes: Lanes
-    kept: KeptIngests
-    room: Room = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.room = Room(self.catalog, self.kept)
+    room: Room
 
     async def move(
         self, items: list[Item], ref: str, flight: Flight[Model], committed: Callable[[Item, Blob], None]
     ) -> None:
         """Bring all `items`; `committed` is called on the loop for each. Raises the first error, DamagedBlob among
         them; every item that was committed until then stays."""
-        names = self.kept.claim(i for item in items for i in item.identities)
+        names = self.catalog.kept.claim(i for item in items for i in item.identities)
         try:
-            for item in items:
-                await self._reserve(item, ref)
+            await self.room.reserve(items, ref)
             async with self.lanes.enter(flight) as going, self.room.taken_by(items):
                 await self._move(items, _Run(flight, going, committed))
         finally:
             for item in items:
                 item.unreserve(self.catalog)
-            self.kept.release(names)
-            await self.kept.refresh()
-
-    async def _reserve(self, item: Item, ref: str) -> None:
-        while True:
-            try:
-                item.reserve(self.catalog, ref)
-            except BudgetExceeded:
-                if item.held is not None or not await self.kept.drop_oldest():
-                    raise
-            else:
-                return
+            self.catalog.kept.release(names)
+            await self.catalog.kept.refresh()
 
     async def _move(self, items: list[Item], run: _Run) -> None:
         slabs = None
@@ -133,7 +116,7 @@ class Mover:
             try:
                 item.allocate(self.catalog, part_size)
             except DiskFull:
-                if not asyncio.run_coroutine_threadsafe(self.kept.drop_oldest(), loop).result():
+                if not asyncio.run_coroutine_threadsafe(self.catalog.kept.drop_oldest(), loop).result():
                     raise
             else:
                 return item.make_job(self.sources, self.catalog.store, slabs)
@@ -278,10 +261,9 @@ class Mover:
         except BaseException:
             blob.shm.to(Residency.ABSENT)
             raise
-        blob.segment, item.segment = item.segment, None
-        blob.shm.to(Residency.RESIDENT)
+        segment, item.segment = item.segment, None
+        self.catalog.sealed(blob, segment)
         run.sealed.append(blob)
-        self.catalog.moved(blob)
         self.catalog.shm.settle(item.reserved_shm)
         item.reserved_shm = 0
 

@@ -1,17 +1,16 @@
-"""Old snapshots go by policy: their record, their directory, and what of their bytes nothing else refers to."""
+"""Old snapshots go by policy."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import AsyncExitStack
 
-from weightd.core.digest import Digest
 from weightd.core.errors import WeightdError
 from weightd.core.retention import due
 from weightd.engine.catalog import Catalog
 from weightd.engine.held import Blob, Model
+from weightd.engine.remove import Remover
 
 log = logging.getLogger(__name__)
 
@@ -20,8 +19,8 @@ class Retirer:
     """In one task of its own. Keeps `keep` old snapshots of each ref on NVMe; one that is leased stays beyond that, and
     in shared memory, until its last lease ends. `told` is called of each that has gone. On the event loop."""
 
-    def __init__(self, catalog: Catalog, keep: int, told: Callable[[Model], None]) -> None:
-        self._catalog, self._keep, self._told = catalog, keep, told
+    def __init__(self, catalog: Catalog, remover: Remover, keep: int, told: Callable[[Model], None]) -> None:
+        self._catalog, self._remover, self._keep, self._told = catalog, remover, keep, told
         self._again = False
         self._stopped = False
         self._task: asyncio.Task[None] | None = None
@@ -64,31 +63,9 @@ class Retirer:
             yield from (m for m in [*twins, *due(others, self._keep)] if not m.claimed)
 
     async def _retire(self, model: Model) -> None:
-        """Nothing may be published meanwhile, nor a blob of it be recorded or dropped."""
-        catalog = self._catalog
-        async with AsyncExitStack() as locks:
-            await locks.enter_async_context(catalog.publishing)
-            await locks.enter_async_context(catalog.dropping)
-            own = self._own(model)
-            for blob in own:
-                await locks.enter_async_context(catalog.recording(blob.record.digest))
-            if not self._stopped and self._may_go(model, own):
-                await catalog.forget(model, own)
-                self._told(model)
-
-    def _own(self, model: Model) -> list[Blob]:
-        """Which no other snapshot has."""
-        others: set[Digest] = set()
-        for other in self._catalog.snapshots:
-            if other is not model:
-                others.update(other.digests.values())
-        return [b for b in set(model.blobs.values()) if b.record.digest not in others]
-
-    def _may_go(self, model: Model, own: list[Blob]) -> bool:
-        """As of now: it may have been leased again, or become the current one."""
-        if model not in list(self._due()):
-            return False
-        return not any(self._catalog.wanted(b.record.digest) for b in own)
+        # It may have been leased again since it was found, or become the current one.
+        if await self._remover.remove(model, lambda: not self._stopped and model in list(self._due())) is not None:
+            self._told(model)
 
     async def _leave_memory(self) -> None:
         """Only the current snapshot is acquired: segments that only unclaimed old ones have are of no use."""
@@ -99,7 +76,7 @@ class Retirer:
             used = {b for m in snapshots if m.current or m.claimed for b in m.blobs.values()}
             for blob in {b for m in idle for b in m.blobs.values() if b.in_shm} - used:
                 if not self._stopped and not catalog.wanted(blob.record.digest) and not _claimed(blob, idle):
-                    await catalog.detach(blob)
+                    await catalog.leave_shm([blob])
             for model in idle:
                 if not self._stopped:
                     await catalog.relink(model)

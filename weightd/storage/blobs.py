@@ -129,6 +129,10 @@ class DirectoryBlobStore:
     def free(self) -> int:
         return free_bytes(self.root)
 
+    def room(self) -> tuple[int, int]:
+        status = os.statvfs(self.root)
+        return status.f_bavail * status.f_frsize, status.f_blocks * status.f_frsize
+
     def digests(self) -> Iterator[Digest]:
         for path in self.blobs.glob("??/*"):
             try:

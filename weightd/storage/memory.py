@@ -183,6 +183,9 @@ class MemorySegmentStore:
     def total(self) -> int:
         return self._capacity
 
+    def room(self) -> tuple[int, int]:
+        return self.free(), self._capacity
+
     def huge_bytes(self) -> int:
         return 0
 
@@ -325,6 +328,9 @@ class MemoryBlobStore:
         used = sum(len(b) for b in self.blobs.values()) + sum(i.size for i in self.ingests)
         used += sum(i.size for i in self.keeping.values())
         return self._capacity - used
+
+    def room(self) -> tuple[int, int]:
+        return self.free(), self._capacity
 
     def digests(self) -> Iterator[Digest]:
         yield from list(self.blobs)

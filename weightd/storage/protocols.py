@@ -153,6 +153,10 @@ class SegmentStore(Protocol):
         """Bytes of the file system below."""
         ...
 
+    def room(self) -> tuple[int, int]:
+        """`free` and `total`, at one moment."""
+        ...
+
     def huge_bytes(self) -> int:
         """Bytes of this store's segments that huge pages back."""
         ...
@@ -264,6 +268,10 @@ class BlobStore(Protocol):
 
     def free(self) -> int:
         """Bytes free on the file system below."""
+        ...
+
+    def room(self) -> tuple[int, int]:
+        """Free and all bytes of the file system below, at one moment."""
         ...
 
     def digests(self) -> Iterator[Digest]:

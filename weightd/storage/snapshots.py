@@ -11,7 +11,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from weightd.core.errors import PathInTheWay
@@ -75,13 +75,18 @@ class ModelDirectories:
             _point(link, check_path(revision), link.parent)
 
     def remove(self, key: str, revision: str) -> None:
-        """The directory goes from one moment to the next; what it leads to stays. Idempotent."""
+        """The directory goes from one moment to the next, after a `current` that leads to it; what it leads to stays.
+        Idempotent."""
         directory = self.path(key, revision)
-        if directory.is_symlink() or not directory.is_dir():
-            return
         with disk_errors(self.root):
-            going = directory.rename(directory.parent / (TEMPORARY + secrets.token_hex(6)))
-            shutil.rmtree(going)
+            current = self.path(key, CURRENT)
+            if current.is_symlink() and os.readlink(current) == revision:
+                current.unlink()
+            if directory.is_dir() and not directory.is_symlink():
+                going = directory.rename(directory.parent / (TEMPORARY + secrets.token_hex(6)))
+                shutil.rmtree(going)
+            with suppress(OSError):  # another snapshot is there, or nothing ever was
+                directory.parent.rmdir()
 
     def drop_others(self, known: Collection[tuple[str, str]]) -> None:
         """Directories that a process left when it died, of no snapshot (key, revision) that is known. Only links go:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from weightd.core.period import parse_period
 from weightd.daemon.config_reader import Reader, rate
-from weightd.daemon.sizes import parse_period
 
 
 class VerifySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

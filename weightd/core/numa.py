@@ -1,0 +1,5 @@
+class Placement: ...
+
+
+def parse_placement(value: str) -> Placement | None:
+    return None

@@ -1,0 +1,245 @@
+"""Room in both tiers: who goes when something else is wanted, and who has to go anyway."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+from weightd.core.budget import Budget, human
+from weightd.core.errors import ModelBusy, ModelLeased, ModelPinned, WeightdError
+from weightd.core.eviction import Holding, Plan, Use, plan_eviction
+from weightd.core.policy import Policy
+from weightd.core.refs import Ref
+from weightd.engine.api import EventKind, Evicted, Tier
+from weightd.engine.catalog import Catalog
+from weightd.engine.held import Blob, Model
+from weightd.engine.leases import Leases
+from weightd.engine.remove import Remover
+from weightd.engine.usage import LATENCY_S, Usage
+from weightd.storage.pages import footprint
+from weightd.storage.protocols import Segment
+
+log = logging.getLogger(__name__)
+
+PATIENCE_S: Final = 1.0
+"""For memory that is draining, before a request is refused: a worker that ended unmaps in moments."""
+SWEEP_S: Final = 1.0
+"""Between two looks for what was idle for too long, or is above a watermark."""
+NAMED: Final = 6
+"""Holders of a tier that an error names."""
+
+Missing = Callable[[], Awaitable[int]]
+Tell = Callable[[EventKind, Model, str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Watermarks:
+    """Shares of a budget: above `high`, idle models go until `low` is reached."""
+
+    high: float = 1.0
+    low: float = 1.0
+
+
+class Evictor:
+    """On the event loop. Takes nothing that is leased, pinned, hot, being filled or verified, or that was adopted a
+    moment ago; and from shared memory nothing that somebody maps without a lease, as that would free nothing."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        remover: Remover,
+        *,
+        leases: Leases,
+        usage: Usage,
+        marks: Mapping[Tier, Watermarks],
+        tell: Tell,
+    ) -> None:
+        self._catalog, self._remover, self._leases, self._usage = catalog, remover, leases, usage
+        self._marks, self._tell = marks, tell
+        self._turns = {tier: asyncio.Lock() for tier in Tier}
+        self.evictions = 0
+        """Models that left a tier for others, or because nobody used them, since the start."""
+
+    async def make_room(self, tier: Tier, missing: Missing, why: str) -> bool:
+        """Until nothing is `missing` (bytes; asked again and again), the least valuable models go. False when that
+        cannot be reached: then hardly anything went."""
+        async with self._turns[tier]:
+            while (need := await missing()) > 0:
+                plan = await self._plan(tier, need)
+                if plan is not None and await self._carry_out(tier, plan, why):
+                    continue
+                if tier is Tier.NVME or not await self._catalog.drains.change(PATIENCE_S):
+                    return False
+            return True
+
+    async def _plan(self, tier: Tier, need: int) -> Plan[Model, Blob] | None:
+        held = await self._resident() if tier is Tier.SHM else set(self._catalog.blobs.values())
+        holdings = [self._holding(m, tier, held) for m in self._catalog.snapshots]
+        spare = {b: footprint(b.record.size) for b in held if self._catalog.unnamed(b) and not self._wanted(b)}
+        return plan_eviction(holdings, need, time.time(), unnamed=spare)
+
+    async def _resident(self) -> set[Blob]:
+        """In shared memory, and mapped by nobody but who leased it."""
+        there = [b for b in self._catalog.blobs.values() if b.in_shm and b.segment is not None]
+        claimed = {b for m in self._catalog.snapshots if m.claimed for b in m.blobs.values()}
+        loose = [b for b in there if b not in claimed]
+        mapped = await self._catalog.io(_mapped, [(b, b.segment) for b in loose if b.segment is not None])
+        return set(there) - mapped
+
+    def _holding(self, model: Model, tier: Tier, held: set[Blob]) -> Holding[Model, Blob]:
+        blobs = {b: footprint(b.record.size) for b in set(model.blobs.values()) if b in held}
+        use = self._usage.of(model.ref) if model.current else Use()
+        cost = self._usage.cost(model.ref, model.manifest, tier)
+        return Holding(model, blobs, use, cost, LATENCY_S[tier], protected=self._protected(model))
+
+    def _protected(self, model: Model) -> bool:
+        return model.claimed or model.kept_hot or any(map(self._wanted, model.blobs.values()))
+
+    def _wanted(self, blob: Blob) -> bool:
+        return self._catalog.wanted(blob.record.digest)
+
+    async def _carry_out(self, tier: Tier, plan: Plan[Model, Blob], why: str) -> bool:
+        """Whether anything went: since it was made, somebody may have leased what was to go."""
+        if tier is Tier.NVME:
+            spare = [b for b in plan.blobs if self._catalog.unnamed(b)]
+            await self._remover.remove_unnamed(spare)
+            return bool(sum([await self._drop(m, why) for m in plan.victims]) or spare)
+        return bool(await self._leave(list(plan.victims), set(plan.blobs), why))
+
+    async def _drop(self, model: Model, why: str) -> bool:
+        left = await self._remover.remove(model, lambda: not self._protected(model))
+        if left is None:
+            return False
+        self.evictions += 1
+        self._tell(EventKind.REMOVED, model, f"{human(left.nvme)} of NVMe freed {why}")
+        return True
+
+    async def _leave(self, victims: list[Model], blobs: set[Blob], why: str) -> int:
+        """Bytes that left shared memory."""
+        async with self._catalog.publishing:
+            victims = [m for m in victims if not self._protected(m)]
+            free = {b for b in blobs if not self._wanted(b) and not self._needed(b, victims)}
+            left = await self._catalog.leave_shm(free)
+        for model in victims:
+            self.evictions += 1
+            self._tell(EventKind.EVICTED, model, f"{human(_bytes(model, free))} of shared memory freed {why}")
+        return left.size
+
+    def _needed(self, blob: Blob, going: list[Model]) -> bool:
+        """By another model that is in shared memory."""
+        return any(m.has(blob) and m.in_shm for m in self._catalog.snapshots if m not in going)
+
+    async def sweep(self) -> None:
+        """What was idle for longer than its rule says leaves shared memory, and what is above a high watermark its
+        tier; until cancelled."""
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            try:
+                await self._drop_idle(time.time())
+                for tier, budget in (Tier.SHM, self._catalog.shm), (Tier.NVME, self._catalog.nvme):
+                    await self._drop_to_mark(tier, budget)
+            except WeightdError as e:
+                log.warning("nothing could be evicted: %s", e)
+
+    async def _drop_idle(self, now: float) -> None:
+        idle = [m for m in self._catalog.models.values() if self._idle(m, now)]
+        if idle:
+            await self._leave(idle, {b for m in idle for b in m.blobs.values() if b.in_shm}, "after it was idle")
+
+    def _idle(self, model: Model, now: float) -> bool:
+        keep = model.rule.keep_idle
+        if keep is None or self._protected(model) or not any(b.in_shm for b in model.blobs.values()):
+            return False
+        return now - model.last_used > keep
+
+    async def _drop_to_mark(self, tier: Tier, budget: Budget) -> None:
+        marks, used = self._marks[tier], budget.limit - budget.left
+        if used <= marks.high * budget.limit:
+            return
+
+        async def missing() -> int:
+            return budget.limit - budget.left - int(marks.low * budget.limit)
+
+        await self.make_room(tier, missing, "above the high watermark")
+
+    async def evict(self, models: list[Model]) -> Evicted:
+        """Of one ref, all. Raises ModelLeased, ModelPinned, ModelBusy; then they stay."""
+        async with self._catalog.publishing:
+            self._check(models)
+            blobs = {b for m in models for b in m.blobs.values() if b.in_shm and not self._needed(b, models)}
+            left = await self._catalog.leave_shm(blobs)
+        for model in models:
+            if size := _bytes(model, blobs):
+                self._tell(EventKind.EVICTED, model, f"{human(size)} of shared memory freed by command")
+        return Evicted(left.size, left.draining)
+
+    async def remove(self, models: list[Model]) -> Evicted:
+        """Of one ref, all, the current one last. Raises as `evict`."""
+        self._check(models)
+        total = Evicted()
+        for model in reversed(models):
+            left = await self._remover.remove(model, partial(self._may_leave, model))
+            if left is None:
+                raise ModelBusy("a fetch or load under way needs it", ref=model.ref.shown, remedy="Try again after it.")
+            total = Evicted(total.shm + left.shm, 0, total.nvme + left.nvme)
+            self._tell(EventKind.REMOVED, model, f"{human(left.nvme)} of NVMe freed by command")
+        return total
+
+    def _may_leave(self, model: Model) -> bool:
+        """True, or raises."""
+        self._check([model])
+        return True
+
+    def _check(self, models: list[Model]) -> None:
+        ref = models[0].ref.shown
+        if leases := sum(m.leases for m in models):
+            raise ModelLeased(
+                f"{leases} leases hold it: {self._leases.who(models)}", ref=ref, remedy="End those workers first."
+            )
+        if any(m.rule.policy is Policy.HOT and m.current for m in models):
+            raise ModelPinned("the configuration says hot", ref=ref, remedy="Change its policy and start again.")
+        if any(m.pinned for m in models):
+            raise ModelPinned("it is pinned", ref=ref, remedy="Unpin it first.")
+        if any(m.users for m in models) or any(self._wanted(b) for m in models for b in m.blobs.values()):
+            raise ModelBusy("it is being filled or verified", ref=ref, remedy="Try again when that has ended.")
+
+    def holders(self, tier: Tier) -> str:
+        """What holds the space of a tier and cannot go, the largest first; for errors."""
+        held: list[tuple[int, str]] = []
+        for model in self._catalog.snapshots:
+            size = sum(footprint(b.record.size) for b in set(model.blobs.values()) if tier is Tier.NVME or b.in_shm)
+            if size and (why := self._why(model)):
+                held.append((size, f"{human(size)} {model.ref.shown} {why}"))
+        held.sort(key=lambda h: -h[0])
+        more = [f"{len(held) - NAMED} more"] if len(held) > NAMED else []
+        return "held by " + ", ".join([text for _, text in held[:NAMED]] + more) if held else ""
+
+    def _why(self, model: Model) -> str:
+        """Why it cannot go; "" if it can."""
+        if model.leases:
+            return f"leased by {self._leases.who([model])}"
+        if model.current and model.rule.policy is Policy.HOT:
+            return "hot"
+        if model.current and model.pinned:
+            return "pinned"
+        if model.awaited:
+            return "adopted after a restart, awaiting its workers"
+        return "being filled or verified" if self._protected(model) else ""
+
+
+def shown(ref: Ref | str) -> str:
+    """For whom room is made."""
+    return f"for {ref.shown if isinstance(ref, Ref) else ref}"
+
+
+def _bytes(model: Model, blobs: Iterable[Blob]) -> int:
+    return sum(footprint(b.record.size) for b in blobs if model.has(b))
+
+
+def _mapped(blobs: list[tuple[Blob, Segment]]) -> set[Blob]:
+    return {blob for blob, segment in blobs if segment.mapped()}

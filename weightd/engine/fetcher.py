@@ -1,0 +1,170 @@
+"""Models on their way: each wanted thing is done once, however many ask, and goes on while anybody waits for it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Final
+
+from weightd.core.digest import Digest
+from weightd.core.errors import Draining, NotFound, SourceChanged, WeightdError
+from weightd.core.manifest import Manifest, with_digest
+from weightd.core.progress import Progress
+from weightd.core.refs import Ref
+from weightd.engine.api import EventKind, Tier
+from weightd.engine.bring import Bringer
+from weightd.engine.catalog import Catalog
+from weightd.engine.events import Events
+from weightd.engine.flights import Flight, Flights
+from weightd.engine.held import Model
+from weightd.engine.published import Published
+from weightd.engine.tracker import Seen
+from weightd.engine.usage import Usage
+from weightd.sources.protocols import Source
+
+TICK: Final = 0.1
+"""Seconds between two progress messages."""
+
+
+class Fetcher:
+    """Resolves, brings and publishes; on the event loop."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        published: Published,
+        bringer: Bringer,
+        sources: Source,
+        *,
+        usage: Usage,
+        events: Events,
+    ) -> None:
+        self._catalog, self._published, self._bringer, self._sources = catalog, published, bringer, sources
+        self._usage, self._events = usage, events
+        self._flights: Flights[Model] = Flights()
+
+    async def stop(self) -> None:
+        """All flights are cancelled, and have cleaned up."""
+        await self._flights.stop()
+
+    async def resolve(self, ref: Ref, sha256: Digest | None) -> Manifest:
+        """What a ref means now."""
+        try:
+            return with_digest(await self._sources.resolve(ref), sha256)
+        except WeightdError as e:
+            raise e.about(ref=ref.shown) from None
+
+    def start(
+        self,
+        key: tuple[object, ...],
+        ref: Ref,
+        sha256: Digest | None,
+        tier: Tier,
+        *,
+        held: Model | None,
+        exact: bool = False,
+    ) -> Flight[Model]:
+        """The flight of this `key` under way, or a new one, which the caller follows before it awaits anything. Loads
+        what is `held`, else fetches; `exact`: that very snapshot, and not what may have taken its place."""
+        if exact and held is not None:
+            return self._flights.get(key, lambda flight: self._fly_once(flight, ref, sha256, tier, held, exact=True))
+        return self._flights.get(key, lambda flight: self._fly(flight, ref, sha256, tier, held))
+
+    async def follow(self, flight: Flight[Model]) -> AsyncGenerator[Progress | Model, None]:
+        """Progress while the flight goes on, then its model. Leaving early drops this caller's interest."""
+        flight.join()
+        seen = Seen()
+        try:
+            while not flight.task.done():
+                await asyncio.wait([flight.task], timeout=TICK)
+                if not flight.task.done():
+                    yield flight.tracker.snapshot(time.monotonic(), seen)
+            if flight.task.cancelled():
+                raise Draining("the daemon is stopping", remedy="Try again when it has been started again.")
+            yield flight.task.result()
+        finally:
+            flight.leave()
+
+    async def again(self, key: tuple[object, ...], model: Model, tier: Tier) -> None:
+        """All files of a model once more, after some proved damaged; not begun anew for a source that changed: what it
+        serves now is not what is damaged here."""
+        flight = self._flights.get(key, lambda flight: self._fly_once(flight, model.ref, None, tier, model))
+        await self.end(flight)
+
+    async def end(self, flight: Flight[Model]) -> None:
+        """Follow it without looking."""
+        async with aclosing(self.follow(flight)) as events:
+            async for _ in events:
+                pass
+
+    async def _fly(
+        self, flight: Flight[Model], ref: Ref, sha256: Digest | None, tier: Tier, held: Model | None
+    ) -> Model:
+        try:
+            return await self._fly_once(flight, ref, sha256, tier, held)
+        except SourceChanged:
+            # The revision that was wanted cannot be had any more: once more, with what is there now.
+            return await self._fly_once(flight, ref, sha256, tier, None)
+
+    async def _fly_once(
+        self,
+        flight: Flight[Model],
+        ref: Ref,
+        sha256: Digest | None,
+        tier: Tier,
+        held: Model | None,
+        *,
+        exact: bool = False,
+    ) -> Model:
+        began = time.monotonic()
+        revision = held.manifest.revision if held else ""
+        flight.report = lambda kind, detail: self._events.emit(kind, ref, revision, detail)
+        try:
+            with self._catalog.holding(flight.blobs):
+                if held is not None:
+                    model = await self._load(flight, tier, held, follow=held.current and not exact)
+                else:
+                    manifest = await self.resolve(ref, sha256)
+                    revision = manifest.revision
+                    self._events.emit(EventKind.FETCH_STARTED, ref, revision)
+                    model = await self._bring(flight, ref, manifest, tier)
+        except WeightdError as e:
+            self._events.emit(EventKind.FETCH_FAILED, ref, revision, e.message)
+            raise e.about(ref=ref.shown) from None
+        except asyncio.CancelledError:
+            self._events.emit(EventKind.FETCH_FAILED, ref, revision, "cancelled: nobody waits for it")
+            raise
+        self._came(model, held, tier, time.monotonic() - began)
+        return model
+
+    def _came(self, model: Model, held: Model | None, tier: Tier, seconds: float) -> None:
+        self._catalog.touch(model)
+        if held is None:
+            self._usage.expect(model.ref)
+        size = sum(f.size for f in model.manifest.files)
+        self._usage.brought(model.ref, Tier.SHM if held else Tier.NVME, size, seconds)
+        kind = EventKind.LOADED if held else EventKind.FETCH_FINISHED
+        self._events.emit(kind, model.ref, model.manifest.revision)
+
+    async def _bring(self, flight: Flight[Model], ref: Ref, manifest: Manifest, tier: Tier) -> Model:
+        while True:
+            digests = await self._bringer.bring(manifest, tier, flight)
+            model = await self._published.publish(ref, manifest, digests, time.time())
+            if model is not None and model.resident(tier):
+                return model
+
+    async def _load(self, flight: Flight[Model], tier: Tier, held: Model, *, follow: bool) -> Model:
+        """What is held, without asking its origin; if `follow`, of a snapshot that was the current one and is no
+        longer, what took its place."""
+        while True:
+            with self._catalog.using([held]):
+                digests = await self._bringer.bring(held.manifest, tier, flight, held.digests)
+                renewed = await self._published.renew(held, digests)
+            if renewed and held.resident(tier) and (held.current or not follow):
+                return held
+            if follow:
+                held = self._catalog.model(held.ref)
+            elif held not in self._catalog.snapshots:
+                raise NotFound("the snapshot is no longer held", remedy="Fetch the model again.")

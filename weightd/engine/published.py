@@ -1,0 +1,170 @@
+"""Snapshots begin and cease to be held: their directories, their records, and which one is current."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection
+from contextlib import AsyncExitStack
+
+from weightd.core.digest import Digest
+from weightd.core.manifest import Manifest, told_apart
+from weightd.core.policy import Rules
+from weightd.core.refs import Ref, parse_ref
+from weightd.engine.catalog import Catalog
+from weightd.engine.held import Blob, Model
+from weightd.engine.threads import finish
+from weightd.storage.state import ModelRecord
+
+
+class Published:
+    """Of the blobs in `catalog`. On the event loop."""
+
+    def __init__(self, catalog: Catalog, rules: Rules) -> None:
+        self._catalog, self._rules = catalog, rules
+        self.pins: set[str] = set()
+        """Texts of refs."""
+
+    async def start(self) -> None:
+        """What is recorded, after the blobs are known. The oldest snapshots come first. An old one that misses a blob
+        is dropped; a current one is fetched again, and what is left of it need not come then."""
+        catalog = self._catalog
+        self.pins = set(await catalog.write(catalog.state.pins))
+        records = await catalog.write(catalog.state.models)
+        whole = [all(d in catalog.blobs for d in r.digests.values()) for r in records]
+        for record, one in zip(records, whole, strict=True):
+            if not one and not record.current:
+                kept = [r for r, w in zip(records, whole, strict=True) if w or r.current]
+                await self._drop_broken(record, {d for r in kept for d in r.digests.values()})
+        ours = [r for r, w in zip(records, whole, strict=True) if w or r.current]
+        await catalog.links.drop_others({(parse_ref(r.ref).key, r.manifest.revision) for r in ours})
+        for record, one in zip(records, whole, strict=True):
+            if one:
+                await self._adopt(record)
+
+    async def _drop_broken(self, record: ModelRecord, others: set[Digest]) -> None:
+        ref, digests, held = parse_ref(record.ref), record.digests.values(), self._catalog.blobs
+        blobs = {path: held[d] for path, d in record.digests.items() if d in held}
+        model = self._model(ref, record.manifest, blobs, record.last_used)
+        await self.forget(model, [held[d] for d in set(digests) - others if d in held])
+
+    async def _adopt(self, record: ModelRecord) -> None:
+        blobs = {path: self._catalog.blobs[d] for path, d in record.digests.items()}
+        model = self._model(parse_ref(record.ref), record.manifest, blobs, record.last_used)
+        await self._catalog.links.link(model)
+        if record.current:
+            await self._catalog.links.switch(model, record.manifest)
+            self._catalog.snapshots.switch(model)
+        else:
+            self._catalog.snapshots.add_old(model)
+
+    def _model(self, ref: Ref, manifest: Manifest, blobs: dict[str, Blob], used: float) -> Model:
+        catalog = self._catalog
+        model = Model(ref, manifest, blobs, catalog.links.directory(ref, manifest), used)
+        model.rule, model.pinned = self._rules.of(ref), ref.text in self.pins
+        model.segment_directory = catalog.segments.directory
+        return model
+
+    async def pin(self, ref: Ref, since: float | None) -> None:
+        """An operator's word, or its end, which is None."""
+        await self._catalog.write(self._catalog.state.set_pin, ref.text, since)
+        if since is None:
+            self.pins.discard(ref.text)
+        else:
+            self.pins.add(ref.text)
+        for model in self._catalog.snapshots.of(ref):
+            model.pinned = since is not None
+
+    async def publish(self, ref: Ref, manifest: Manifest, digests: dict[str, Digest], used: float) -> Model | None:
+        """Make a snapshot the current one of its ref: until it is whole, the former one is; that one stays beside it.
+
+        Returns None where one of the blobs has proved damaged since; then nothing changed.
+        """
+        catalog = self._catalog
+        async with catalog.publishing:
+            blobs = {path: catalog.blobs[d] for path, d in digests.items() if d in catalog.blobs}
+            if len(blobs) < len(digests):
+                return None
+            model = catalog.snapshots.find(ref, manifest.revision)
+            if model is not None and model.digests != digests:
+                # Its origin names no version, or named two alike: a snapshot is not altered.
+                manifest = told_apart(manifest, digests)
+                model = catalog.snapshots.find(ref, manifest.revision)
+            if model is None:
+                model = self._model(ref, manifest, blobs, used)
+            await self._show(model, blobs)
+            if catalog.models.get(ref.text) is not model or model.manifest != manifest:
+                await self._make_current(model, manifest)
+            return model
+
+    async def renew(self, model: Model, digests: dict[str, Digest]) -> bool:
+        """Its blobs are all here again, and its leases go on. False where one has proved damaged since, or where the
+        snapshot is no longer held."""
+        catalog = self._catalog
+        async with catalog.publishing:
+            blobs = {path: catalog.blobs[d] for path, d in digests.items() if d in catalog.blobs}
+            if model not in catalog.snapshots or len(blobs) < len(digests):
+                return False
+            await self._show(model, blobs)
+            return True
+
+    async def _show(self, model: Model, blobs: dict[str, Blob]) -> None:
+        """Links first: what cannot be linked is not recorded either."""
+        if model.blobs != blobs:
+            model.blobs = blobs
+        await self._catalog.links.link(model)
+
+    async def _make_current(self, model: Model, manifest: Manifest) -> None:
+        catalog = self._catalog
+        former = catalog.models.get(model.ref.text)
+        await catalog.links.switch(model, manifest)
+        record = ModelRecord(model.ref.text, manifest, model.digests, model.last_used)
+        try:
+            await catalog.write(catalog.state.put_model, record)
+        except BaseException:
+            if former is not None:
+                await catalog.links.switch(former, former.manifest)
+            raise
+        model.manifest = manifest
+        model.renew()
+        catalog.snapshots.switch(model)
+
+    async def forget(self, model: Model, own: Collection[Blob]) -> None:
+        """A snapshot, and those of its blobs that no other has: first their records, at one stroke, so that after
+        a crash nothing counts what is left of their bytes, and the next start removes it. What is mapped of them stays
+        as it is. Its caller holds `publishing`, `dropping` and `recording` of each; done also when it is cancelled."""
+        await finish(asyncio.ensure_future(self._forget(model, own)))
+
+    async def _forget(self, model: Model, own: Collection[Blob]) -> None:
+        catalog = self._catalog
+        here = [b for b in own if catalog.blobs.get(b.record.digest) is b]
+        gone = {b.record.digest for b in own}
+        # Not found from now on, so that nobody counts on them while their records go.
+        for blob in here:
+            del catalog.blobs[blob.record.digest]
+        try:
+            await catalog.write(catalog.state.drop_model, model.ref.text, model.manifest.revision, gone)
+        except BaseException:
+            catalog.blobs |= {b.record.digest: b for b in here}
+            raise
+        catalog.snapshots.remove(model)
+        catalog.seen = {k: d for k, d in catalog.seen.items() if d not in gone}
+        async with AsyncExitStack() as stack:  # All of it, whatever fails of it.
+            for blob in here:
+                stack.push_async_callback(catalog.delete, blob)
+            await catalog.links.remove(model)
+
+    async def forget_blob(self, blob: Blob) -> None:
+        """One that no snapshot has. Locked, and done, as `forget`."""
+        await finish(asyncio.ensure_future(self._forget_blob(blob)))
+
+    async def _forget_blob(self, blob: Blob) -> None:
+        catalog, digest = self._catalog, blob.record.digest
+        if catalog.blobs.pop(digest, None) is not blob:
+            return
+        try:
+            await catalog.write(catalog.state.drop_blob, digest)
+        except BaseException:
+            catalog.blobs[digest] = blob
+            raise
+        catalog.seen = {k: d for k, d in catalog.seen.items() if d != digest}
+        await catalog.delete(blob)
