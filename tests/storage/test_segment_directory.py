@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -47,6 +48,27 @@ def test_a_mount_behind_a_symlink_of_its_parent(shm: Path, tmp_path: Path) -> No
     store = DirectorySegmentStore(tmp_path / "run" / "shm", "t")
     assert store.total() == 8 << 20
     store.close()
+
+
+def test_its_descriptor_stays_for_as_long_as_a_segment_needs_it(shm: Path) -> None:
+    before = os.listdir("/proc/self/fd")
+    segment = DirectorySegmentStore(shm, "t").create("a", 5)
+    gc.collect()
+    segment.seal()
+    segment.unlink()
+    assert list(shm.iterdir()) == []
+    del segment
+    gc.collect()
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_a_closed_store_finds_its_segments_by_their_path(shm: Path) -> None:
+    store = DirectorySegmentStore(shm, "t")
+    segment = store.create("a", 5)
+    store.close()
+    segment.seal()
+    segment.unlink()
+    assert list(shm.iterdir()) == []
 
 
 @pytest.mark.parametrize("mode", [0o700, 0o750, 0o755, 0o1777, 0o1770])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,10 +17,18 @@ from weightd.storage.pages import huge_mode
 
 class Place:
     """A directory of a tmpfs. `fd`, where there is one, holds it: whatever its path comes to mean later, names stand
-    for what is in this very directory. Names have no "/"."""
+    for what is in this very directory. It is closed by `close`, or when nobody refers to the place any more, the last
+    of its segments among them. Names have no "/"."""
 
     def __init__(self, root: Path, fd: int | None = None) -> None:
         self.root, self._fd = root, fd
+        self._finish = None if fd is None else weakref.finalize(self, os.close, fd)
+
+    def close(self) -> None:
+        """From now on its path is what counts. Idempotent."""
+        self._fd = None
+        if self._finish is not None:
+            self._finish()
 
     def create(self, name: str) -> int:
         """A descriptor of a new file of 0 bytes, mode 0600, to read and write. Raises FileExistsError."""

@@ -146,11 +146,11 @@ class SegmentStore(Protocol):
         ...
 
     def free(self) -> int:
-        """Bytes free on the file system below."""
+        """Bytes free on the file system below, or on the NUMA nodes that segments are bound to if that is less."""
         ...
 
     def total(self) -> int:
-        """Bytes of the file system below."""
+        """Bytes of the file system below, or of these nodes if that is less."""
         ...
 
     def room(self) -> tuple[int, int]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import stat
-import weakref
 from pathlib import Path
 
 from weightd.core.errors import AccessDenied, ConfigError, PathInTheWay
+from weightd.core.numa import Placement
 from weightd.storage.pages import mount_options
 from weightd.storage.places import Place
 from weightd.storage.tmpfs_store import TmpfsStore
@@ -21,20 +21,22 @@ class DirectorySegmentStore(TmpfsStore):
     PathInTheWay or AccessDenied for another. It is held open, so that it cannot be unmounted, until `close`.
     """
 
-    def __init__(self, directory: Path, owner: str, *, group: int | None = None) -> None:
+    def __init__(
+        self, directory: Path, owner: str, *, group: int | None = None, placement: Placement | None = None
+    ) -> None:
         fd = _opened(directory)
-        self._close = weakref.finalize(self, os.close, fd)
+        place = Place(directory, fd)
         try:
             _check(directory, fd)
-            super().__init__(Place(directory, fd), owner, group=group)
+            super().__init__(place, owner, group=group, placement=placement)
         except BaseException:
-            self._close()
+            place.close()
             raise
         self.directory = str(directory)
 
     def close(self) -> None:
         """Nothing is asked of it any more. Idempotent."""
-        self._close()
+        self._place.close()
 
 
 def _opened(directory: Path) -> int:

@@ -8,6 +8,7 @@ from typing import Final
 
 import posix_ipc
 
+from weightd.core.numa import Placement
 from weightd.storage.places import Place
 from weightd.storage.tmpfs import TmpfsSegment as PosixSegment
 from weightd.storage.tmpfs_store import PREFIX, TmpfsStore
@@ -36,5 +37,5 @@ class PosixSegmentStore(TmpfsStore):
 
     directory: Final = ""
 
-    def __init__(self, owner: str, *, group: int | None = None) -> None:
-        super().__init__(ShmPlace(ROOT), owner, group=group)
+    def __init__(self, owner: str, *, group: int | None = None, placement: Placement | None = None) -> None:
+        super().__init__(ShmPlace(ROOT), owner, group=group, placement=placement)

@@ -14,7 +14,8 @@ from typing import Final
 
 from weightd.core.errors import Corruption, NotFound, Unavailable
 from weightd.core.lifecycle import SEGMENT, Lifecycle, SegmentState
-from weightd.storage import pages
+from weightd.core.numa import Placement
+from weightd.storage import nodes, pages
 from weightd.storage.places import Place
 from weightd.storage.protocols import SegmentIdentity
 from weightd.storage.residue import FileResidue, nobody_writes, only_ours
@@ -38,18 +39,19 @@ class TmpfsSegment:
         self._life = Lifecycle("segment", SEGMENT, state)
         self._map: mmap.mmap | None = None
         self._fd = -1
+        self._placement: Placement | None = None
         self._closing = threading.Lock()
         self._asking = threading.Lock()
         self._view = memoryview(bytearray())
 
     @classmethod
-    def create(cls, place: Place, name: str, size: int, group: int) -> TmpfsSegment:
-        """Raises as `Place.create`, or OSError; then nothing is left."""
+    def create(cls, place: Place, name: str, size: int, group: int, placement: Placement | None = None) -> TmpfsSegment:
+        """Raises as `Place.create`, OSError, or ConfigError for `placement`; then nothing is left."""
         if not size:
             return cls(place, "", 0, NO_OBJECT)
         fd = place.create(name)
         segment = cls(place, f"/{name}", size, _identity_of(os.fstat(fd)))
-        segment._fd = fd
+        segment._fd, segment._placement = fd, placement
         try:
             segment._prepare_file(group)
         except BaseException:
@@ -62,6 +64,8 @@ class TmpfsSegment:
             os.fchown(self._fd, -1, group)
         os.ftruncate(self._fd, self.size)
         self._map = mmap.mmap(self._fd, self.size)
+        if self._placement is not None:
+            nodes.place(self._map, self._placement)
         self._mode = self._place.huge
         self._allocator = pages.Allocator(self._fd, self.size, self._map, self._mode)
         self._view = memoryview(self._map)
@@ -95,6 +99,7 @@ class TmpfsSegment:
         return SharedMap(self._fd, self._map) if self._map is not None else None
 
     def prepare(self, offset: int, length: int) -> None:
+        nodes.check_room(self._placement, length)
         with self._place.errors(length):
             self._allocator.prepare(offset, length)
 

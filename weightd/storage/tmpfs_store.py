@@ -8,10 +8,12 @@ import secrets
 import stat
 import threading
 import weakref
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Final
 
 from weightd.core.lifecycle import SegmentState
+from weightd.core.numa import Placement
+from weightd.storage import nodes
 from weightd.storage.places import Place
 from weightd.storage.protocols import SegmentIdentity
 from weightd.storage.tmpfs import TmpfsSegment, adopted
@@ -23,15 +25,21 @@ class TmpfsStore:
     """Segments named `/weightd-<owner>-<label>-<random>` in one `place`.
 
     `owner` (letters and digits) tells one daemon's segments from another's on the same host. `group` is the numeric
-    group that may read sealed segments; None is the process's own.
+    group that may read sealed segments; None is the process's own. `placement`: on which NUMA nodes their pages are;
+    None leaves it to the kernel. Raises ConfigError where it cannot place them so.
     """
 
-    def __init__(self, place: Place, owner: str, *, group: int | None = None) -> None:
+    def __init__(
+        self, place: Place, owner: str, *, group: int | None = None, placement: Placement | None = None
+    ) -> None:
         if not re.fullmatch(r"[A-Za-z0-9]{1,32}", owner):
             raise ValueError(f"owner {owner!r} is not letters and digits")
         self._place = place
         self._prefix = f"{PREFIX}-{owner}-"
         self._group = os.getegid() if group is None else group
+        self._placement = placement
+        if placement is not None:
+            nodes.check(placement)
         self._live: weakref.WeakSet[TmpfsSegment] = weakref.WeakSet()
         self._lock = threading.Lock()
 
@@ -39,7 +47,7 @@ class TmpfsStore:
         self.check_room(size)
         with self._place.errors(size):
             name = f"{self._prefix}{label[:40]}-{secrets.token_hex(6)}"
-            return self._counted(TmpfsSegment.create(self._place, name, size, self._group))
+            return self._counted(TmpfsSegment.create(self._place, name, size, self._group, self._placement))
 
     def adopt(self, name: str, size: int, identity: SegmentIdentity) -> TmpfsSegment | None:
         file = name.removeprefix("/")
@@ -55,14 +63,21 @@ class TmpfsStore:
         return segment
 
     def check_room(self, size: int) -> None:
-        if size > self.free():
+        if size > self._place.room()[0]:
             raise self._place.full(size)
+        nodes.check_room(self._placement, size)
 
     def free(self) -> int:
-        return self._place.room()[0]
+        return min(room[0] for room in self._rooms())
 
     def total(self) -> int:
-        return self._place.room()[1]
+        return min(room[1] for room in self._rooms())
+
+    def _rooms(self) -> Iterator[tuple[int, int]]:
+        """Free and total bytes of what limits us."""
+        yield self._place.room()
+        if (bound := nodes.bound(self._placement)) is not None:
+            yield nodes.room_on(bound)
 
     def room(self) -> tuple[int, int]:
         return self._place.room()
