@@ -12,7 +12,7 @@ from weightd.core.digest import Digest
 from weightd.core.lifecycle import DaemonState, Residency
 from weightd.core.manifest import Manifest
 from weightd.core.policy import Policy
-from weightd.core.progress import Progress
+from weightd.core.progress import Phase, Progress
 from weightd.core.quota import Spent
 from weightd.core.verification import Verification
 
@@ -169,8 +169,33 @@ class VerifyStatus(msgspec.Struct, frozen=True):
     lost: int = 0
 
 
+class Counters(msgspec.Struct, frozen=True):
+    """Since the start. Bytes from origins, and from NVMe into shared memory; leases given, and `hits` among them, given
+    at once of a resident model; snapshots that left shared memory, by policy or by command, and those `adopted` at the
+    start."""
+
+    bytes_fetched: int = 0
+    bytes_loaded: int = 0
+    acquires: int = 0
+    hits: int = 0
+    evictions: int = 0
+    adopted: int = 0
+
+
+class TransferState(msgspec.Struct, frozen=True):
+    """A fetch or load under way. Bytes, over all files; `rate` in bytes per second; `urgent`: a worker waits for it."""
+
+    ref: str
+    phase: Phase
+    done: int = 0
+    total: int = 0
+    rate: float = 0.0
+    urgent: bool = False
+
+
 class EngineStatus(msgspec.Struct, frozen=True):
-    """`uptime` in seconds; the counts are as of now."""
+    """`uptime` in seconds; the counts are as of now. `under_way`: the urgent first, then in the order in which they
+    began."""
 
     state: DaemonState
     uptime: float
@@ -183,6 +208,8 @@ class EngineStatus(msgspec.Struct, frozen=True):
     shm_huge_bytes: int
     verify: VerifyStatus = VerifyStatus()
     quotas: tuple[Spent, ...] = ()
+    counters: Counters = Counters()
+    under_way: tuple[TransferState, ...] = ()
 
 
 class Holder(msgspec.Struct, frozen=True):

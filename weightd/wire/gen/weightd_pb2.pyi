@@ -478,7 +478,7 @@ class GetStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class Status(_message.Message):
-    __slots__ = ("version", "pid", "state", "uptime", "state_directory", "shm", "nvme", "leases", "models", "transfers", "shm_huge_bytes", "verify", "quotas")
+    __slots__ = ("version", "pid", "state", "uptime", "state_directory", "shm", "nvme", "leases", "models", "transfers", "shm_huge_bytes", "verify", "quotas", "counters", "transfers_under_way")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -492,6 +492,8 @@ class Status(_message.Message):
     SHM_HUGE_BYTES_FIELD_NUMBER: _ClassVar[int]
     VERIFY_FIELD_NUMBER: _ClassVar[int]
     QUOTAS_FIELD_NUMBER: _ClassVar[int]
+    COUNTERS_FIELD_NUMBER: _ClassVar[int]
+    TRANSFERS_UNDER_WAY_FIELD_NUMBER: _ClassVar[int]
     version: str
     pid: int
     state: str
@@ -505,7 +507,41 @@ class Status(_message.Message):
     shm_huge_bytes: int
     verify: VerifyStatus
     quotas: _containers.RepeatedCompositeFieldContainer[QuotaStatus]
-    def __init__(self, version: _Optional[str] = ..., pid: _Optional[int] = ..., state: _Optional[str] = ..., uptime: _Optional[float] = ..., state_directory: _Optional[str] = ..., shm: _Optional[_Union[TierStatus, _Mapping]] = ..., nvme: _Optional[_Union[TierStatus, _Mapping]] = ..., leases: _Optional[int] = ..., models: _Optional[int] = ..., transfers: _Optional[int] = ..., shm_huge_bytes: _Optional[int] = ..., verify: _Optional[_Union[VerifyStatus, _Mapping]] = ..., quotas: _Optional[_Iterable[_Union[QuotaStatus, _Mapping]]] = ...) -> None: ...
+    counters: Counters
+    transfers_under_way: _containers.RepeatedCompositeFieldContainer[TransferStatus]
+    def __init__(self, version: _Optional[str] = ..., pid: _Optional[int] = ..., state: _Optional[str] = ..., uptime: _Optional[float] = ..., state_directory: _Optional[str] = ..., shm: _Optional[_Union[TierStatus, _Mapping]] = ..., nvme: _Optional[_Union[TierStatus, _Mapping]] = ..., leases: _Optional[int] = ..., models: _Optional[int] = ..., transfers: _Optional[int] = ..., shm_huge_bytes: _Optional[int] = ..., verify: _Optional[_Union[VerifyStatus, _Mapping]] = ..., quotas: _Optional[_Iterable[_Union[QuotaStatus, _Mapping]]] = ..., counters: _Optional[_Union[Counters, _Mapping]] = ..., transfers_under_way: _Optional[_Iterable[_Union[TransferStatus, _Mapping]]] = ...) -> None: ...
+
+class Counters(_message.Message):
+    __slots__ = ("bytes_fetched", "bytes_loaded", "acquires", "hits", "evictions", "adopted")
+    BYTES_FETCHED_FIELD_NUMBER: _ClassVar[int]
+    BYTES_LOADED_FIELD_NUMBER: _ClassVar[int]
+    ACQUIRES_FIELD_NUMBER: _ClassVar[int]
+    HITS_FIELD_NUMBER: _ClassVar[int]
+    EVICTIONS_FIELD_NUMBER: _ClassVar[int]
+    ADOPTED_FIELD_NUMBER: _ClassVar[int]
+    bytes_fetched: int
+    bytes_loaded: int
+    acquires: int
+    hits: int
+    evictions: int
+    adopted: int
+    def __init__(self, bytes_fetched: _Optional[int] = ..., bytes_loaded: _Optional[int] = ..., acquires: _Optional[int] = ..., hits: _Optional[int] = ..., evictions: _Optional[int] = ..., adopted: _Optional[int] = ...) -> None: ...
+
+class TransferStatus(_message.Message):
+    __slots__ = ("ref", "phase", "bytes_done", "bytes_total", "bytes_per_second", "urgent")
+    REF_FIELD_NUMBER: _ClassVar[int]
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    BYTES_DONE_FIELD_NUMBER: _ClassVar[int]
+    BYTES_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    BYTES_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
+    URGENT_FIELD_NUMBER: _ClassVar[int]
+    ref: str
+    phase: Phase
+    bytes_done: int
+    bytes_total: int
+    bytes_per_second: float
+    urgent: bool
+    def __init__(self, ref: _Optional[str] = ..., phase: _Optional[_Union[Phase, str]] = ..., bytes_done: _Optional[int] = ..., bytes_total: _Optional[int] = ..., bytes_per_second: _Optional[float] = ..., urgent: _Optional[bool] = ...) -> None: ...
 
 class QuotaStatus(_message.Message):
     __slots__ = ("origin", "bucket", "requests", "left", "waits")
