@@ -1,5 +1,5 @@
 """What Linux has, and Python has not or only with its lock held: advice on memory and its place, the priority of one
-thread."""
+thread, who is at the other end of a descriptor that is not ours to own."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import errno
 import mmap
 import os
 import platform
+import socket
+import struct
 import threading
 from collections.abc import Iterable
 from typing import Final
@@ -30,6 +32,8 @@ _MASK_BITS: Final = 1024
 MPOL_BIND: Final = 2
 MPOL_INTERLEAVE: Final = 3
 """linux/mempolicy.h"""
+_SO_DOMAIN: Final = 39
+"""asm-generic/socket.h"""
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _LIBC.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 _LIBC.syscall.restype = ctypes.c_long
@@ -90,3 +94,35 @@ def reads_last() -> bool:
     """
     number = _IOPRIO_SET.get(platform.machine())
     return number is not None and _LIBC.syscall(number, _IOPRIO_WHO_PROCESS, 0, _IOPRIO_IDLE) == 0
+
+
+def accepted_from(descriptor: int) -> tuple[int, int] | None:
+    """(pid, uid) of the process that connected, where this is a Unix stream socket that was accepted from a listener
+    with a name; None where it is anything else, or the process is in a PID namespace that this one does not see.
+
+    Of a descriptor that somebody else owns and may close at any moment: socket.socket would own it too.
+    """
+    options = ((_SO_DOMAIN, socket.AF_UNIX), (socket.SO_TYPE, socket.SOCK_STREAM), (socket.SO_ACCEPTCONN, 0))
+    try:
+        if any(_option(descriptor, option, "i") != (wanted,) for option, wanted in options):
+            return None
+        pid, uid, _ = _option(descriptor, socket.SO_PEERCRED, "iII")
+    except OSError:
+        return None
+    return (pid, uid) if pid > 0 and _has_name(descriptor) else None
+
+
+def _option(descriptor: int, option: int, form: str) -> tuple[int, ...]:
+    value = ctypes.create_string_buffer(struct.calcsize(form))
+    size = ctypes.c_uint32(len(value))
+    if _LIBC.getsockopt(descriptor, socket.SOL_SOCKET, option, value, ctypes.byref(size)):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return struct.unpack(form, value.raw)
+
+
+def _has_name(descriptor: int) -> bool:
+    """An accepted socket has its listener's name; who connects, and both of a pair, have none (unix(7))."""
+    address = ctypes.create_string_buffer(128)
+    size = ctypes.c_uint32(len(address))
+    return _LIBC.getsockname(descriptor, address, ctypes.byref(size)) == 0 and size.value > struct.calcsize("H")

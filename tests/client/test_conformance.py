@@ -14,12 +14,26 @@ import pytest
 from tests.support.fake_engine import DEMO, REF, fetching
 from tests.support.serving import Served, until
 from weightd import AsyncClient, Client, Lease, errors
-from weightd.client.convert import status_info
-from weightd.client.types import CopyState, EventKind, ModelInfo, QuotaInfo, VerifyInfo
+from weightd.client.convert import model_info, status_info
+from weightd.client.types import (
+    CopyState,
+    CountersInfo,
+    EventKind,
+    Evicted,
+    Holder,
+    LeaseInfo,
+    ModelInfo,
+    QuotaInfo,
+    TierInfo,
+    TransferInfo,
+    VerifyInfo,
+)
 from weightd.core.lifecycle import DaemonState, Residency
-from weightd.core.progress import Progress
+from weightd.core.policy import Policy
+from weightd.core.progress import Phase, Progress
 from weightd.core.verification import Verification
-from weightd.engine.api import Tier
+from weightd.engine.api import Holder as engine_holder
+from weightd.engine.api import LeaseState, Tier, TransferState
 from weightd.wire.gen import weightd_pb2 as pb
 
 Verb = Callable[..., Awaitable[Any]]
@@ -84,9 +98,9 @@ async def test_fetch_reports_progress_and_passes_its_arguments(client: Any, daem
     assert (model.ref, model.size, model.verification) == (REF, sum(map(len, DEMO.values())), Verification.SIZE)
 
 
-async def test_fetch_asks_for_shm_and_no_digest_unless_told(client: Any, daemon: Served) -> None:
+async def test_fetch_leaves_the_tier_to_the_policy_and_asks_for_no_digest(client: Any, daemon: Served) -> None:
     await client.fetch(REF)
-    assert daemon.engine.asked == [(REF, None, Tier.SHM)]
+    assert daemon.engine.asked == [(REF, None, None)]
 
 
 async def test_arguments_are_checked_before_they_are_sent(client: Any, daemon: Served) -> None:
@@ -112,12 +126,80 @@ async def test_models_and_model(client: Any) -> None:
 async def test_status(client: Any, daemon: Served) -> None:
     status = await client.status()
     assert (status.pid, status.state, status.models) == (os.getpid(), DaemonState.SERVING, 1)
-    assert (status.shm.budget, status.shm.free, status.uptime) == (100, 97, 1.25)
+    assert (status.shm.budget, status.shm.free, status.uptime) == (100, 79, 1.25)
     assert status.state_directory == str(daemon.engine.directory)
     verify = status.verify
     assert (verify.every, verify.oldest, verify.damaged, verify.repaired, verify.lost) == (3600.0, 2.5, 3, 2, 1)
     hub = "huggingface.co"
     assert status.quotas == (QuotaInfo(hub, "resolvers", 7, 2993, 1), QuotaInfo(hub, "api", 2, -1, 0))
+
+
+async def test_status_of_tiers_counters_and_transfers(client: Any, daemon: Served) -> None:
+    daemon.engine.under_way = (TransferState(REF, Phase.LOADING, 5, 9, 2.5, urgent=True),)
+    status = await client.status()
+    assert status.shm == TierInfo(100, 1, 20, 79, leased=15, pinned=10, draining=4, total=200, other=3)
+    assert (status.shm.left, status.nvme.left, status.nvme.kept) == (75, 975, 5)
+    assert status.counters == CountersInfo(10, 20, 30, 25, 3, 1)
+    assert status.under_way == (TransferInfo(REF, Phase.LOADING, 5, 9, 2.5, True),)
+
+
+async def test_pin_and_unpin(client: Any, daemon: Served) -> None:
+    assert [(m.policy, m.pinned) for m in await client.models()] == [(Policy.WARM, False)]
+    assert (await client.pin(REF)).pinned
+    assert (await client.pin(REF)).pinned
+    assert daemon.engine.pinned == {REF}
+    assert not (await client.unpin(REF)).pinned
+    daemon.engine.policies[REF] = Policy.HOT
+    assert (await client.model(REF)).policy is Policy.HOT
+    with pytest.raises(errors.Precondition, match="hot"):
+        await client.unpin(REF)
+
+
+async def test_evict_and_load(client: Any, daemon: Served) -> None:
+    lease: Lease = await client.acquire(REF)
+    view = lease["a"]
+    for verb in (client.evict, client.remove):
+        with pytest.raises(errors.ModelLeased, match="process"):
+            await verb(REF)
+    lease.release()
+    await daemon.engine.wait_leases(0)
+    await client.pin(REF)
+    with pytest.raises(errors.ModelPinned):
+        await client.evict(REF)
+    await client.unpin(REF)
+    daemon.engine.draining = 7
+    size = sum(map(len, DEMO.values()))
+    assert await client.evict(REF) == Evicted(shm=size, draining=7)
+    assert (await client.model(REF)).shm is Residency.ABSENT
+    assert view.sum() == 15
+    daemon.engine.steps = [fetching(10), fetching(100)]
+    seen: list[Progress] = []
+    assert (await client.load(REF, on_progress=seen.append)).shm is Residency.RESIDENT
+    assert seen == daemon.engine.steps
+
+
+async def test_remove(client: Any) -> None:
+    size = sum(map(len, DEMO.values()))
+    assert await client.remove(REF) == Evicted(shm=size, nvme=size)
+    for verb in (client.model, client.pin, client.unpin, client.evict, client.remove, client.load, client.leases):
+        with pytest.raises(errors.ModelNotFound):
+            await verb(REF)
+    assert await client.leases() == []
+
+
+async def test_leases(client: Any, daemon: Served) -> None:
+    assert await client.leases() == []
+    lease: Lease = await client.acquire(REF)
+    (info,) = await client.leases(REF)
+    assert (info.ref, info.revision, info.waiting) == (REF, lease.revision, False)
+    assert isinstance(info, LeaseInfo)
+    assert isinstance(info.holder, Holder)
+    lease.release()
+    await daemon.engine.wait_leases(0)
+    holder = engine_holder(4711, 99, "python x", "/cg", "ns/pod", confirmed=True, uid=7)
+    daemon.engine.leases.states[0] = LeaseState(REF, "", 2.5, holder, waiting=True)
+    expected = Holder(4711, 99, "python x", "/cg", "ns/pod", True, 7)
+    assert await client.leases() == [LeaseInfo(REF, "", 2.5, expected, True)]
 
 
 async def test_verify(client: Any, daemon: Served) -> None:
@@ -246,7 +328,8 @@ async def test_every_error_arrives_as_it_was_raised(client: Any, daemon: Served,
     kind = errors.all_errors()[name]
     raised = kind("what happened: é", ref="https://host/ref", file="a/b", remedy="Do this.")
     daemon.engine.fail = raised
-    for call in (client.resolve, client.fetch, client.acquire, client.model):
+    reading = (client.resolve, client.fetch, client.acquire, client.model, client.load, client.leases)
+    for call in (*reading, client.pin, client.unpin, client.evict, client.remove):
         with pytest.raises(errors.WeightdError) as caught:
             await call(REF)
         assert type(caught.value) is kind
@@ -311,4 +394,19 @@ async def test_the_asynchronous_client_is_entered_and_a_waiter_cancelled(daemon:
 
 
 def test_what_an_older_daemon_does_not_say_is_zero() -> None:
-    assert status_info(pb.Status(state="SERVING")).verify == VerifyInfo(0.0, 0.0, 0, 0, 0)
+    status = status_info(pb.Status(state="SERVING"))
+    assert status.verify == VerifyInfo(0.0, 0.0, 0, 0, 0)
+    assert (status.counters, status.under_way) == (CountersInfo(), ())
+    assert model_info(pb.Model(verification=3, shm=1, nvme=1)).policy is Policy.WARM  # type: ignore[arg-type]
+
+
+def test_what_a_newer_daemon_says_is_not_guessed() -> None:
+    with pytest.raises(ValueError, match="policy 9"):
+        model_info(pb.Model(verification=3, shm=1, nvme=1, policy=9))  # type: ignore[arg-type]
+    assert EventKind(99) is EventKind.UNKNOWN
+
+
+def test_the_kinds_of_events_are_those_of_the_wire() -> None:
+    assert {f"KIND_{kind.name}": kind.value for kind in EventKind} == {
+        name.replace("UNSPECIFIED", "UNKNOWN"): value for name, value in pb.Event.Kind.items()
+    }

@@ -20,24 +20,31 @@ import msgspec
 import posix_ipc
 
 from weightd.core.digest import Digest, digest_of
-from weightd.core.errors import ModelNotFound, WeightdError
+from weightd.core.errors import ModelLeased, ModelNotFound, ModelPinned, Precondition, WeightdError
 from weightd.core.lifecycle import DaemonState, Residency
 from weightd.core.manifest import FileSpec, Manifest, make_manifest
+from weightd.core.policy import Policy
 from weightd.core.progress import FileProgress, Phase, Progress
 from weightd.core.quota import Spent
 from weightd.core.refs import parse_ref
 from weightd.core.verification import Verification
 from weightd.engine.api import (
+    NOBODY,
     CopyState,
+    Counters,
     EngineStatus,
     Event,
     EventKind,
+    Evicted,
     FileCheck,
     FileState,
+    Holder,
     Lease,
+    LeaseState,
     ModelState,
     Tier,
     TierStatus,
+    TransferState,
     VerifyProgress,
     VerifyStatus,
 )
@@ -75,10 +82,24 @@ DEMO: dict[str, bytes] = {
 }
 
 
+class Leases(dict[str, int]):
+    """Counts by ref; called, it is `EngineApi.leases`. `states`: open acquires, by a number of their own."""
+
+    def __init__(self, known: Callable[[str], object]) -> None:
+        self._known = known
+        self.states: dict[int, LeaseState] = {}
+
+    def __call__(self, ref: str = "") -> list[LeaseState]:
+        if ref:
+            self._known(ref)
+        return [state for state in self.states.values() if ref in ("", state.ref)]
+
+
 class FakeLease:
-    def __init__(self, engine: FakeEngine, ref: str) -> None:
-        self._engine, self._ref = engine, ref
+    def __init__(self, engine: FakeEngine, ref: str, number: int = -1, holder: Holder = NOBODY) -> None:
+        self._engine, self._ref, self._number = engine, ref, number
         self._held = True
+        engine.leases.states[number] = LeaseState(ref, engine.model(ref).revision, 1000.0 + number, holder)
         engine.changed(ref, +1, EventKind.ACQUIRED)
 
     @property
@@ -88,6 +109,7 @@ class FakeLease:
     def release(self) -> None:
         if self._held:
             self._held = False
+            del self._engine.leases.states[self._number]
             self._engine.changed(self._ref, -1, EventKind.RELEASED)
 
 
@@ -95,7 +117,8 @@ class FakeEngine:
     """Implements EngineApi. `add` puts a model into real segments; `close` unlinks them.
 
     `fail` is raised by every call that is given a ref. `steps` is the progress before an answer; with `gate` the
-    answer waits until it is set. `leases` counts; `wait_leases` waits for a count.
+    answer waits until it is set. `leases` counts, and lists; `wait_leases` waits for a count. `revisions`: those that
+    acquires have named. What `status` says is settable; `draining` is what an eviction leaves so.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -103,12 +126,22 @@ class FakeEngine:
         self.fail: BaseException | None = None
         self.steps: list[Progress] = []
         self.gate: asyncio.Event | None = None
-        self.leases: dict[str, int] = {}
-        self.asked: list[tuple[str, Digest | None, Tier]] = []
+        self.leases = Leases(self._check)
+        self.asked: list[tuple[str, Digest | None, Tier | None]] = []
+        self.revisions: list[str] = []
+        self.policies: dict[str, Policy] = {}
+        self.pinned: set[str] = set()
+        self.segment_directory = ""
+        self.draining = 0
+        self.shm = TierStatus(100, 1, 20, 79, leased=15, pinned=10, draining=4, total=200, other=3)
+        self.nvme = TierStatus(1000, 0, 20, 880, kept=5, total=2000, other=100)
+        self.counters = Counters(10, 20, 30, 25, 3, 1)
+        self.under_way: tuple[TransferState, ...] = ()
         self.closed_iterators = 0
         self.waiting = 0
         self.on_lease: Callable[[str, int], None] = lambda ref, count: None
         self._models: dict[str, ModelState] = {}
+        self._data: dict[str, dict[str, bytes]] = {}
         self._segments: list[str] = []
         self._watchers: list[asyncio.Queue[Event]] = []
         self._waiters: list[tuple[str, int, asyncio.Future[None]]] = []
@@ -128,7 +161,7 @@ class FakeEngine:
                 link.touch()
             states.append(_file_state(path, data, segment))
         model = ModelState(ref, revision, "safetensors", str(directory), 0, 1.5, tuple(states))
-        self._models[ref] = model
+        self._models[ref], self._data[ref] = model, files
         self.leases.setdefault(ref, 0)
         return model
 
@@ -182,17 +215,73 @@ class FakeEngine:
         return make_manifest(ref, "safetensors", files)
 
     async def fetch(
-        self, ref: str, *, sha256: Digest | None = None, tier: Tier = Tier.SHM
+        self, ref: str, *, sha256: Digest | None = None, tier: Tier | None = None
     ) -> AsyncGenerator[Progress | ModelState, None]:
         self.asked.append((ref, sha256, tier))
         async for progress in self._progress(ref):
             yield progress
         yield self.model(ref)
 
-    async def acquire(self, ref: str) -> AsyncGenerator[Progress | Lease, None]:
+    async def load(self, ref: str) -> AsyncGenerator[Progress | ModelState, None]:
         async for progress in self._progress(ref):
             yield progress
-        yield FakeLease(self, ref)
+        if self.model(ref).residency(Tier.SHM) is not Residency.RESIDENT:
+            self.add(ref, self._data[ref], self._models[ref].revision)
+        yield self.model(ref)
+
+    async def acquire(
+        self, ref: str, *, revision: str = "", holder: Holder = NOBODY
+    ) -> AsyncGenerator[Progress | Lease, None]:
+        number = next(_count)
+        self.revisions.append(revision)
+        self.leases.states[number] = LeaseState(ref, "", 1000.0 + number, holder, waiting=True)
+        try:
+            async for progress in self._progress(ref):
+                yield progress
+            self.model(ref, revision)
+        except BaseException:
+            del self.leases.states[number]
+            raise
+        yield FakeLease(self, ref, number, holder)
+
+    async def pin(self, ref: str) -> ModelState:
+        self._check(ref)
+        self.pinned.add(ref)
+        self.emit(Event(EventKind.PINNED, ref, self._models[ref].revision, 2.5))
+        return self.model(ref)
+
+    async def unpin(self, ref: str) -> ModelState:
+        if self.model(ref).policy is Policy.HOT:
+            raise Precondition("the configuration says hot", ref=ref, remedy="Change models.json.")
+        self.pinned.discard(ref)
+        self.emit(Event(EventKind.UNPINNED, ref, self._models[ref].revision, 2.5))
+        return self.model(ref)
+
+    async def evict(self, ref: str) -> Evicted:
+        model = self._unclaimed(ref)
+        resident = [f for f in model.files if f.shm is Residency.RESIDENT]
+        for name in (f.segment for f in resident if f.segment):
+            posix_ipc.unlink_shared_memory(name)
+            self._segments.remove(name)
+        files = tuple(msgspec.structs.replace(f, shm=Residency.ABSENT, segment="") for f in model.files)
+        self._models[ref] = msgspec.structs.replace(model, files=files)
+        self.emit(Event(EventKind.EVICTED, ref, model.revision, 2.5, "asked for"))
+        return Evicted(shm=sum(f.size for f in resident), draining=self.draining)
+
+    async def remove(self, ref: str) -> Evicted:
+        gone = await self.evict(ref)
+        model = self._models.pop(ref)
+        self.emit(Event(EventKind.REMOVED, ref, model.revision, 2.5, "asked for"))
+        return Evicted(shm=gone.shm, nvme=model.size)
+
+    def _unclaimed(self, ref: str) -> ModelState:
+        model = self.model(ref)
+        if ref in self.pinned or model.policy is Policy.HOT:
+            raise ModelPinned("the model is pinned", ref=ref, remedy=f"weightd unpin {ref}")
+        if holders := self.leases(ref):
+            who = ", ".join(f"process {state.holder.pid}" for state in holders)
+            raise ModelLeased(f"{who} lease the model", ref=ref, remedy="End them first.")
+        return model
 
     async def verify(self, ref: str = "", *, quick: bool = False) -> AsyncGenerator[FileCheck | VerifyProgress, None]:
         async for _ in self._progress(ref):
@@ -222,7 +311,13 @@ class FakeEngine:
         self._check(ref)
         if revision not in ("", self._models[ref].revision):
             raise ModelNotFound("no such revision", ref=ref)
-        return msgspec.structs.replace(self._models[ref], leases=self.leases[ref])
+        return msgspec.structs.replace(
+            self._models[ref],
+            leases=self.leases[ref],
+            policy=self.policies.get(ref, Policy.WARM),
+            pinned=ref in self.pinned,
+            segment_directory=self.segment_directory,
+        )
 
     async def watch(self) -> AsyncGenerator[Event, None]:
         if isinstance(self.fail, WeightdError):
@@ -240,18 +335,19 @@ class FakeEngine:
         return len(self._watchers)
 
     async def status(self) -> EngineStatus:
-        tier = TierStatus(budget=100, reserved=1, resident=2, free=97)
         return EngineStatus(
             state=DaemonState.SERVING,
             uptime=1.25,
             state_directory=str(self.directory),
-            shm=tier,
-            nvme=tier,
+            shm=self.shm,
+            nvme=self.nvme,
             leases=sum(self.leases.values()),
             models=len(self._models),
             transfers=0,
             shm_huge_bytes=0,
             verify=VerifyStatus(every=3600.0, oldest=2.5, damaged=3, repaired=2, lost=1),
+            counters=self.counters,
+            under_way=self.under_way,
             quotas=(Spent("huggingface.co", "resolvers", 7, 2993, 1), Spent("huggingface.co", "api", 2, -1, 0)),
         )
 

@@ -15,7 +15,7 @@ from weightd.client.client import OnProgress, report
 from weightd.client.faults import timed_out, unfinished
 from weightd.client.lease import Lease
 from weightd.client.link import ANSWER_LIMIT
-from weightd.client.types import EventInfo, FileCheck, ManifestInfo, ModelInfo, StatusInfo, Tier
+from weightd.client.types import EventInfo, Evicted, FileCheck, LeaseInfo, ManifestInfo, ModelInfo, StatusInfo, Tier
 from weightd.core.errors import WeightdError
 from weightd.wire import methods
 from weightd.wire.gen import weightd_pb2 as pb
@@ -37,16 +37,43 @@ class AsyncClient:
         return convert.manifest_info(await self._connection.unary(methods.RESOLVE, request, ref))
 
     async def fetch(
-        self, ref: str, sha256: str | None = None, tier: Tier = "shm", on_progress: OnProgress | None = None
+        self, ref: str, sha256: str | None = None, tier: Tier | None = None, on_progress: OnProgress | None = None
     ) -> ModelInfo:
         """See `Client.fetch`. Cancelling it stops a fetch that nobody else waits for."""
         request = convert.fetch_request(ref, sha256, tier)
         async with await self._connection.stream(methods.FETCH, request, ref) as events:
-            while (event := await events.read()) is not None:
-                if event.HasField("model"):
-                    return convert.model_info(event.model)
-                report(on_progress, event.progress)
-        raise unfinished(ref)
+            return await _followed(events, ref, on_progress)
+
+    async def load(self, ref: str, on_progress: OnProgress | None = None) -> ModelInfo:
+        """See `Client.load`."""
+        request = pb.LoadRequest(ref=convert.checked_ref(ref))
+        async with await self._connection.stream(methods.LOAD, request, ref) as events:
+            return await _followed(events, ref, on_progress)
+
+    async def pin(self, ref: str) -> ModelInfo:
+        """See `Client.pin`."""
+        request = pb.PinRequest(ref=convert.checked_ref(ref))
+        return convert.model_info((await self._connection.unary(methods.PIN, request, ref)).model)
+
+    async def unpin(self, ref: str) -> ModelInfo:
+        """See `Client.unpin`."""
+        request = pb.UnpinRequest(ref=convert.checked_ref(ref))
+        return convert.model_info((await self._connection.unary(methods.UNPIN, request, ref)).model)
+
+    async def evict(self, ref: str) -> Evicted:
+        """See `Client.evict`."""
+        answer = await self._connection.unary(methods.EVICT, pb.EvictRequest(ref=convert.checked_ref(ref)), ref)
+        return Evicted(shm=answer.freed, draining=answer.draining)
+
+    async def remove(self, ref: str) -> Evicted:
+        """See `Client.remove`."""
+        answer = await self._connection.unary(methods.REMOVE, pb.RemoveRequest(ref=convert.checked_ref(ref)), ref)
+        return Evicted(shm=answer.shm, nvme=answer.nvme)
+
+    async def leases(self, ref: str = "") -> list[LeaseInfo]:
+        """See `Client.leases`."""
+        request = convert.leases_request(ref)
+        return convert.lease_infos(await self._connection.unary(methods.LIST_LEASES, request, ref, limit=ANSWER_LIMIT))
 
     async def verify(
         self, ref: str = "", *, quick: bool = False, on_progress: Callable[[int, int], None] | None = None
@@ -97,6 +124,14 @@ class AsyncClient:
 
     def __repr__(self) -> str:
         return f"<AsyncClient {self.socket}>"
+
+
+async def _followed(events: AioStream, ref: str, on_progress: OnProgress | None) -> ModelInfo:
+    while (event := await events.read()) is not None:
+        if event.HasField("model"):
+            return convert.model_info(event.model)
+        report(on_progress, event.progress)
+    raise unfinished(ref)
 
 
 class Acquiring:

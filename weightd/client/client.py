@@ -12,7 +12,7 @@ from weightd.client.connection import Connection, Stream
 from weightd.client.faults import unfinished
 from weightd.client.lease import Lease
 from weightd.client.link import ANSWER_LIMIT
-from weightd.client.types import EventInfo, FileCheck, ManifestInfo, ModelInfo, StatusInfo, Tier
+from weightd.client.types import EventInfo, Evicted, FileCheck, LeaseInfo, ManifestInfo, ModelInfo, StatusInfo, Tier
 from weightd.core.errors import WeightdError
 from weightd.core.progress import Progress
 from weightd.wire import methods
@@ -40,19 +40,48 @@ class Client:
         return convert.manifest_info(self._connection.unary(methods.RESOLVE, request, ref))
 
     def fetch(
-        self, ref: str, sha256: str | None = None, tier: Tier = "shm", on_progress: OnProgress | None = None
+        self, ref: str, sha256: str | None = None, tier: Tier | None = None, on_progress: OnProgress | None = None
     ) -> ModelInfo:
         """Bring `ref` onto this host, and wait for it.
 
-        `sha256`, of a ref of one file: what it must have. `tier` "nvme" leaves shared memory alone. `on_progress` is
-        called in this thread, some ten times a second.
+        `sha256`, of a ref of one file: what it must have. `tier` "nvme" leaves shared memory alone; without it the
+        model's policy says: "nvme" for a cold one, else "shm". `on_progress` is called in this thread, some ten times a
+        second.
         """
         with self._connection.stream(methods.FETCH, convert.fetch_request(ref, sha256, tier), ref) as events:
-            for event in events:
-                if event.HasField("model"):
-                    return convert.model_info(event.model)
-                report(on_progress, event.progress)
-        raise unfinished(ref)
+            return _followed(events, ref, on_progress)
+
+    def load(self, ref: str, on_progress: OnProgress | None = None) -> ModelInfo:
+        """Bring what the daemon holds of `ref` into shared memory, without asking its origin, and wait for it. Raises
+        ModelNotFound."""
+        with self._connection.stream(methods.LOAD, pb.LoadRequest(ref=convert.checked_ref(ref)), ref) as events:
+            return _followed(events, ref, on_progress)
+
+    def pin(self, ref: str) -> ModelInfo:
+        """From now on, over restarts of the daemon, no tier drops `ref`. Loads nothing. Raises ModelNotFound."""
+        request = pb.PinRequest(ref=convert.checked_ref(ref))
+        return convert.model_info(self._connection.unary(methods.PIN, request, ref).model)
+
+    def unpin(self, ref: str) -> ModelInfo:
+        """Idempotent. Raises ModelNotFound, Precondition for a hot model, which the configuration pins."""
+        request = pb.UnpinRequest(ref=convert.checked_ref(ref))
+        return convert.model_info(self._connection.unary(methods.UNPIN, request, ref).model)
+
+    def evict(self, ref: str) -> Evicted:
+        """All snapshots of `ref` leave shared memory, and stay on NVMe; what is mapped stays valid. Raises
+        ModelNotFound, and ModelLeased, ModelPinned or ModelBusy, and then nothing has changed."""
+        answer = self._connection.unary(methods.EVICT, pb.EvictRequest(ref=convert.checked_ref(ref)), ref)
+        return Evicted(shm=answer.freed, draining=answer.draining)
+
+    def remove(self, ref: str) -> Evicted:
+        """All snapshots of `ref` leave the host, both tiers. Raises as `evict`."""
+        answer = self._connection.unary(methods.REMOVE, pb.RemoveRequest(ref=convert.checked_ref(ref)), ref)
+        return Evicted(shm=answer.shm, nvme=answer.nvme)
+
+    def leases(self, ref: str = "") -> list[LeaseInfo]:
+        """Who leases `ref`, or anything, or waits for it: the oldest first. Raises ModelNotFound."""
+        request = convert.leases_request(ref)
+        return convert.lease_infos(self._connection.unary(methods.LIST_LEASES, request, ref, limit=ANSWER_LIMIT))
 
     def verify(
         self, ref: str = "", *, quick: bool = False, on_progress: Callable[[int, int], None] | None = None
@@ -148,6 +177,14 @@ class Watch:
 
     def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
+
+
+def _followed(events: Stream, ref: str, on_progress: OnProgress | None) -> ModelInfo:
+    for event in events:
+        if event.HasField("model"):
+            return convert.model_info(event.model)
+        report(on_progress, event.progress)
+    raise unfinished(ref)
 
 
 def report(on_progress: OnProgress | None, progress: pb.Progress) -> None:

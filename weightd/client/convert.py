@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from weightd.client.types import (
     CopyState,
+    CountersInfo,
     EventInfo,
     EventKind,
     FileCheck,
+    Holder,
+    LeaseInfo,
     ManifestFile,
     ManifestInfo,
     ModelFile,
@@ -15,13 +20,17 @@ from weightd.client.types import (
     StatusInfo,
     Tier,
     TierInfo,
+    TransferInfo,
     VerifyInfo,
 )
 from weightd.core.digest import parse_digest
 from weightd.core.errors import InvalidArgument, RefSyntax
 from weightd.core.lifecycle import DaemonState
-from weightd.wire.convert import residency_from_pb, verification_from_pb
+from weightd.core.progress import Phase
+from weightd.wire.convert import policy_from_pb, residency_from_pb, verification_from_pb
 from weightd.wire.gen import weightd_pb2 as pb
+
+_TIERS: Final[dict[Tier | None, pb.Tier]] = {None: pb.TIER_UNSPECIFIED, "shm": pb.TIER_SHM, "nvme": pb.TIER_NVME}
 
 
 def checked_ref(ref: str) -> str:
@@ -35,14 +44,12 @@ def checked_ref(ref: str) -> str:
     return ref
 
 
-def fetch_request(ref: str, sha256: str | None, tier: Tier) -> pb.FetchRequest:
+def fetch_request(ref: str, sha256: str | None, tier: Tier | None) -> pb.FetchRequest:
     """Raises RefSyntax, DigestSyntax, InvalidArgument."""
-    if tier not in ("shm", "nvme"):
-        raise InvalidArgument(f"unknown tier {tier!r}", ref=ref, remedy='Use "shm" or "nvme".')
+    if tier not in _TIERS:
+        raise InvalidArgument(f"unknown tier {tier!r}", ref=ref, remedy='Use "shm", "nvme" or None.')
     return pb.FetchRequest(
-        ref=checked_ref(ref),
-        sha256="" if sha256 is None else parse_digest(sha256),
-        tier=pb.TIER_SHM if tier == "shm" else pb.TIER_NVME,
+        ref=checked_ref(ref), sha256="" if sha256 is None else parse_digest(sha256), tier=_TIERS[tier]
     )
 
 
@@ -61,6 +68,8 @@ def model_info(m: pb.Model) -> ModelInfo:
         files=tuple(_model_file(f) for f in m.files),
         last_verified=m.last_verified,
         current=not m.old,
+        policy=policy_from_pb(m.policy),
+        pinned=m.pinned,
     )
 
 
@@ -101,6 +110,30 @@ def status_info(s: pb.Status) -> StatusInfo:
         shm_huge_bytes=s.shm_huge_bytes,
         verify=_verify_info(s.verify),
         quotas=tuple(QuotaInfo(q.origin, q.bucket, q.requests, q.left, q.waits) for q in s.quotas),
+        counters=_counters_info(s.counters),
+        under_way=tuple(_transfer_info(t) for t in s.transfers_under_way),
+    )
+
+
+def _counters_info(c: pb.Counters) -> CountersInfo:
+    return CountersInfo(
+        bytes_fetched=c.bytes_fetched,
+        bytes_loaded=c.bytes_loaded,
+        acquires=c.acquires,
+        hits=c.hits,
+        evictions=c.evictions,
+        adopted=c.adopted,
+    )
+
+
+def _transfer_info(t: pb.TransferStatus) -> TransferInfo:
+    return TransferInfo(
+        ref=t.ref,
+        phase=Phase(t.phase),
+        done=t.bytes_done,
+        total=t.bytes_total,
+        rate=t.bytes_per_second,
+        urgent=t.urgent,
     )
 
 
@@ -109,7 +142,18 @@ def _verify_info(v: pb.VerifyStatus) -> VerifyInfo:
 
 
 def _tier_info(t: pb.TierStatus) -> TierInfo:
-    return TierInfo(budget=t.budget, reserved=t.reserved, resident=t.resident, free=t.free)
+    return TierInfo(
+        budget=t.budget,
+        reserved=t.reserved,
+        resident=t.resident,
+        free=t.free,
+        leased=t.leased,
+        pinned=t.pinned,
+        draining=t.draining,
+        kept=t.kept,
+        total=t.total,
+        other=t.other,
+    )
 
 
 def model_request(ref: str, revision: str) -> pb.GetModelRequest:
@@ -120,6 +164,37 @@ def model_request(ref: str, revision: str) -> pb.GetModelRequest:
 def verify_request(ref: str, quick: bool) -> pb.VerifyRequest:
     """`ref` "" for all models."""
     return pb.VerifyRequest(ref=checked_ref(ref) if ref else "", quick=quick)
+
+
+def leases_request(ref: str) -> pb.ListLeasesRequest:
+    """`ref` "" for all models."""
+    return pb.ListLeasesRequest(ref=checked_ref(ref))
+
+
+def lease_infos(answer: pb.ListLeasesResponse) -> list[LeaseInfo]:
+    return [_lease_info(lease) for lease in answer.leases]
+
+
+def _lease_info(lease: pb.LeaseInfo) -> LeaseInfo:
+    return LeaseInfo(
+        ref=lease.ref,
+        revision=lease.revision,
+        since=lease.since,
+        holder=_holder(lease.holder),
+        waiting=lease.waiting,
+    )
+
+
+def _holder(h: pb.Holder) -> Holder:
+    return Holder(
+        pid=h.pid,
+        started=h.started,
+        command=h.command,
+        cgroup=h.cgroup,
+        pod=h.pod,
+        confirmed=h.confirmed,
+        uid=h.uid,
+    )
 
 
 def file_check(c: pb.FileCheck) -> FileCheck:

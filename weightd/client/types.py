@@ -8,6 +8,8 @@ from typing import Literal
 import msgspec
 
 from weightd.core.lifecycle import DaemonState, Residency
+from weightd.core.policy import Policy
+from weightd.core.progress import Phase
 from weightd.core.verification import Verification
 
 Tier = Literal["shm", "nvme"]
@@ -35,7 +37,8 @@ class ModelInfo(msgspec.Struct, frozen=True):
     leased, and as long as the daemon's policy says.
 
     `size` is the sum over files, `verification` the weakest of them, `leases` those open now, `last_used` Unix time,
-    and so is `last_verified`, of the file for which it is longest ago.
+    and so is `last_verified`, of the file for which it is longest ago. `policy` is the configuration's, `pinned` an
+    operator's word; a hot model is not evicted either.
     """
 
     ref: str
@@ -51,6 +54,8 @@ class ModelInfo(msgspec.Struct, frozen=True):
     files: tuple[ModelFile, ...]
     last_verified: float
     current: bool
+    policy: Policy = Policy.WARM
+    pinned: bool = False
 
 
 class ManifestFile(msgspec.Struct, frozen=True):
@@ -77,12 +82,25 @@ class ManifestInfo(msgspec.Struct, frozen=True):
 
 
 class TierInfo(msgspec.Struct, frozen=True):
-    """`reserved` by fetches and loads under way, `free` on the file system below, whoever uses it."""
+    """`reserved` by fetches and loads under way, `free` on the file system below, whoever uses it, `total` its size and
+    `other` what others use of it. `leased` and `pinned` are of `resident`, and may overlap. `draining`: unlinked, still
+    mapped by somebody. `kept`: interrupted fetches, which give way."""
 
     budget: int
     reserved: int
     resident: int
     free: int
+    leased: int = 0
+    pinned: int = 0
+    draining: int = 0
+    kept: int = 0
+    total: int = 0
+    other: int = 0
+
+    @property
+    def left(self) -> int:
+        """Of the budget, what can still be reserved; an interrupted fetch would give way for more."""
+        return max(0, self.budget - self.reserved - self.resident - self.draining - self.kept)
 
 
 class VerifyInfo(msgspec.Struct, frozen=True):
@@ -110,8 +128,31 @@ class QuotaInfo(msgspec.Struct, frozen=True):
     waits: int
 
 
+class CountersInfo(msgspec.Struct, frozen=True):
+    """Since the daemon's start. Bytes from origins, and from NVMe into shared memory; leases given, and `hits` among
+    them, given at once; snapshots that left shared memory, and those `adopted` at the start."""
+
+    bytes_fetched: int = 0
+    bytes_loaded: int = 0
+    acquires: int = 0
+    hits: int = 0
+    evictions: int = 0
+    adopted: int = 0
+
+
+class TransferInfo(msgspec.Struct, frozen=True):
+    """A fetch or load under way. Bytes, over all files; `rate` in bytes per second; `urgent`: a worker waits for it."""
+
+    ref: str
+    phase: Phase
+    done: int
+    total: int
+    rate: float
+    urgent: bool
+
+
 class StatusInfo(msgspec.Struct, frozen=True):
-    """The daemon, as of the answer. `shm_huge_bytes` are really backed by huge pages."""
+    """The daemon, as of the answer. `shm_huge_bytes` are really backed by huge pages. `under_way`: the urgent first."""
 
     version: str
     pid: int
@@ -126,6 +167,44 @@ class StatusInfo(msgspec.Struct, frozen=True):
     shm_huge_bytes: int
     verify: VerifyInfo
     quotas: tuple[QuotaInfo, ...] = ()
+    counters: CountersInfo = CountersInfo()
+    under_way: tuple[TransferInfo, ...] = ()
+
+
+class Holder(msgspec.Struct, frozen=True):
+    """A process that leases, as it says of itself; what it does not say is empty or 0. `started` in clock ticks after
+    boot.
+
+    `confirmed`: the kernel says that this process is connected to the daemon; then `pid` is that of the daemon's PID
+    namespace, and `uid` is known. Else `pid` is that of the process's own namespace.
+    """
+
+    pid: int
+    started: int
+    command: str
+    cgroup: str
+    pod: str
+    confirmed: bool
+    uid: int
+
+
+class LeaseInfo(msgspec.Struct, frozen=True):
+    """An open acquire, since Unix time `since`. `waiting`: its model is not resident yet, and `revision` ""."""
+
+    ref: str
+    revision: str
+    since: float
+    holder: Holder
+    waiting: bool
+
+
+class Evicted(msgspec.Struct, frozen=True):
+    """Bytes that left shared memory, `draining` of which some process still maps (known of an eviction only), and those
+    that left NVMe. What other models need stays, and is not counted."""
+
+    shm: int = 0
+    draining: int = 0
+    nvme: int = 0
 
 
 class CopyState(enum.Enum):
@@ -170,6 +249,11 @@ class EventKind(enum.Enum):
     DAMAGED = 7
     REPAIRED = 8
     RETIRED = 9
+    EVICTED = 10
+    REMOVED = 11
+    ADOPTED = 12
+    PINNED = 13
+    UNPINNED = 14
 
     @classmethod
     def _missing_(cls, value: object) -> EventKind:
@@ -177,8 +261,8 @@ class EventKind(enum.Enum):
 
 
 class EventInfo(msgspec.Struct, frozen=True):
-    """Something that happened in the daemon, at Unix time `time`. `detail` is the error of
-    FETCH_FAILED, and what was DAMAGED or REPAIRED."""
+    """Something that happened in the daemon, at Unix time `time`. `detail` is the error of FETCH_FAILED, what was
+    DAMAGED or REPAIRED, and why it was EVICTED or REMOVED."""
 
     kind: EventKind
     ref: str

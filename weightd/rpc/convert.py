@@ -6,6 +6,7 @@ from typing import cast
 
 from weightd.core.errors import InvalidArgument
 from weightd.engine.api import (
+    Counters,
     EngineStatus,
     Event,
     FileCheck,
@@ -13,11 +14,12 @@ from weightd.engine.api import (
     ModelState,
     Tier,
     TierStatus,
+    TransferState,
     VerifyProgress,
     VerifyStatus,
 )
 from weightd.version import __version__
-from weightd.wire.convert import residency_to_pb, shown, verification_to_pb
+from weightd.wire.convert import phase_to_pb, policy_to_pb, residency_to_pb, shown, verification_to_pb
 from weightd.wire.gen import weightd_pb2 as pb
 
 
@@ -36,6 +38,8 @@ def model_to_pb(m: ModelState) -> pb.Model:
         last_used=m.last_used,
         last_verified=m.last_verified,
         old=not m.current,
+        policy=policy_to_pb(m.policy),
+        pinned=m.pinned,
         files=[_file_to_pb(f) for f in m.files],
     )
 
@@ -70,6 +74,7 @@ def handles_to_pb(m: ModelState) -> pb.Handles:
             )
             for f in m.files
         ],
+        segment_directory=m.segment_directory,
     )
 
 
@@ -121,6 +126,8 @@ def status_to_pb(status: EngineStatus, pid: int) -> pb.Status:
             pb.QuotaStatus(origin=q.origin, bucket=q.bucket, requests=q.requests, left=q.left, waits=q.waits)
             for q in status.quotas
         ],
+        counters=_counters_to_pb(status.counters),
+        transfers_under_way=[_transfer_to_pb(t) for t in status.under_way],
     )
 
 
@@ -128,14 +135,47 @@ def _verify_to_pb(v: VerifyStatus) -> pb.VerifyStatus:
     return pb.VerifyStatus(every=v.every, oldest=v.oldest, damaged=v.damaged, repaired=v.repaired, lost=v.lost)
 
 
+def _counters_to_pb(c: Counters) -> pb.Counters:
+    return pb.Counters(
+        bytes_fetched=c.bytes_fetched,
+        bytes_loaded=c.bytes_loaded,
+        acquires=c.acquires,
+        hits=c.hits,
+        evictions=c.evictions,
+        adopted=c.adopted,
+    )
+
+
+def _transfer_to_pb(t: TransferState) -> pb.TransferStatus:
+    return pb.TransferStatus(
+        ref=shown(t.ref),
+        phase=phase_to_pb(t.phase),
+        bytes_done=t.done,
+        bytes_total=t.total,
+        bytes_per_second=t.rate,
+        urgent=t.urgent,
+    )
+
+
 def _tier_to_pb(t: TierStatus) -> pb.TierStatus:
-    return pb.TierStatus(budget=t.budget, reserved=t.reserved, resident=t.resident, free=t.free)
+    return pb.TierStatus(
+        budget=t.budget,
+        reserved=t.reserved,
+        resident=t.resident,
+        free=t.free,
+        leased=t.leased,
+        pinned=t.pinned,
+        draining=t.draining,
+        kept=t.kept,
+        total=t.total,
+        other=t.other,
+    )
 
 
-def tier_from_pb(value: int) -> Tier:
-    """Unspecified means shared memory. Raises InvalidArgument for a tier this version does not know."""
+def tier_from_pb(value: int) -> Tier | None:
+    """None for unspecified: the model's policy says. Raises InvalidArgument for a tier this version does not know."""
     if value == pb.TIER_UNSPECIFIED:
-        return Tier.SHM
+        return None
     try:
         return Tier(value)
     except ValueError:

@@ -16,7 +16,15 @@ LIMIT = 256
 class _Ready(NamedTuple):
     files: tuple[FileState, ...]
     directory: str
+    segment_directory: str
     answer: bytes
+
+    def fits(self, model: ModelState) -> bool:
+        return (
+            self.files == model.files
+            and self.directory == model.directory
+            and self.segment_directory == model.segment_directory
+        )
 
 
 class ReadyHandles:
@@ -29,9 +37,9 @@ class ReadyHandles:
         """An AcquireEvent with the handles of a model that is resident in shared memory."""
         key = (model.ref, model.revision)
         ready = self._ready.get(key)
-        if ready is None or ready.files != model.files or ready.directory != model.directory:
+        if ready is None or not ready.fits(model):
             answer = pb.AcquireEvent(handles=handles_to_pb(model)).SerializeToString()
-            ready = self._ready[key] = _Ready(model.files, model.directory, answer)
+            ready = self._ready[key] = _Ready(model.files, model.directory, model.segment_directory, answer)
         self._ready.move_to_end(key)
         if len(self._ready) > LIMIT:
             self._ready.popitem(last=False)

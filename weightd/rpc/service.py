@@ -12,9 +12,11 @@ from typing import Any
 from weightd.core.digest import parse_digest
 from weightd.core.errors import Draining
 from weightd.core.progress import Progress
-from weightd.engine.api import EngineApi, Event, Lease
+from weightd.engine.api import EngineApi, Event, Lease, ModelState
+from weightd.rpc import peers
 from weightd.rpc.convert import event_to_pb, model_to_pb, status_to_pb, tier_from_pb, verify_to_pb
 from weightd.rpc.handles import ReadyHandles
+from weightd.rpc.holders import holder_of, lease_to_pb
 from weightd.rpc.interceptors import Context, Handler, guarded
 from weightd.rpc.pace import Pace
 from weightd.wire import methods
@@ -47,22 +49,18 @@ class Service:
     async def fetch(self, request: pb.FetchRequest, context: Context) -> None:
         self._admit()
         sha256 = parse_digest(request.sha256) if request.sha256 else None
-        pace = Pace()
-        steps = self._engine.fetch(request.ref, sha256=sha256, tier=tier_from_pb(request.tier))
-        async with contextlib.aclosing(steps):
-            async for step in steps:
-                if isinstance(step, Progress):
-                    await _send(pb.FetchEvent, pace.take(step, time.monotonic()), context)
-                else:
-                    await _send(pb.FetchEvent, pace.rest(), context)
-                    await context.write(pb.FetchEvent(model=model_to_pb(step)).SerializeToString())
+        await _follow(self._engine.fetch(request.ref, sha256=sha256, tier=tier_from_pb(request.tier)), context)
+
+    async def load(self, request: pb.LoadRequest, context: Context) -> None:
+        self._admit()
+        await _follow(self._engine.load(request.ref), context)
 
     async def acquire(self, request: pb.AcquireRequest, context: Context) -> None:
         """The open call is the lease: it is released here, whichever way the call ends."""
         self._admit()
         pace = Pace()
         lease: Lease | None = None
-        steps = self._engine.acquire(request.ref)
+        steps = self._engine.acquire(request.ref, revision=request.revision, holder=holder_of(request))
         try:
             async with contextlib.aclosing(steps):
                 async for step in steps:
@@ -78,6 +76,29 @@ class Service:
             if lease is not None:
                 lease.release()
         self._admit()
+
+    async def pin(self, request: pb.PinRequest, _: Context) -> pb.PinResponse:
+        self._admit()
+        return pb.PinResponse(model=model_to_pb(await self._engine.pin(request.ref)))
+
+    async def unpin(self, request: pb.UnpinRequest, _: Context) -> pb.UnpinResponse:
+        self._admit()
+        return pb.UnpinResponse(model=model_to_pb(await self._engine.unpin(request.ref)))
+
+    async def evict(self, request: pb.EvictRequest, _: Context) -> pb.EvictResponse:
+        self._admit()
+        gone = await self._engine.evict(request.ref)
+        return pb.EvictResponse(freed=gone.shm, draining=gone.draining)
+
+    async def remove(self, request: pb.RemoveRequest, _: Context) -> pb.RemoveResponse:
+        self._admit()
+        gone = await self._engine.remove(request.ref)
+        return pb.RemoveResponse(shm=gone.shm, nvme=gone.nvme)
+
+    async def list_leases(self, request: pb.ListLeasesRequest, _: Context) -> pb.ListLeasesResponse:
+        """Who holds is looked up here, where somebody asks, and never when a lease is taken."""
+        leases = await asyncio.to_thread(peers.confirm, self._engine.leases(request.ref))
+        return pb.ListLeasesResponse(leases=[lease_to_pb(lease) for lease in leases])
 
     async def verify(self, request: pb.VerifyRequest, context: Context) -> None:
         self._admit()
@@ -124,6 +145,12 @@ class Service:
             _unary(methods.RESOLVE, self.resolve),
             _stream(methods.FETCH, self.fetch),
             _stream(methods.ACQUIRE, self.acquire),
+            _stream(methods.LOAD, self.load),
+            _unary(methods.PIN, self.pin),
+            _unary(methods.UNPIN, self.unpin),
+            _unary(methods.EVICT, self.evict),
+            _unary(methods.REMOVE, self.remove),
+            _unary(methods.LIST_LEASES, self.list_leases),
             _unary(methods.LIST_MODELS, self.list_models),
             _unary(methods.GET_MODEL, self.get_model),
             _stream(methods.WATCH, self.watch),
@@ -131,6 +158,18 @@ class Service:
             _unary(methods.GET_STATUS, self.get_status),
         ]
         return grpc.method_handlers_generic_handler(methods.SERVICE, dict(handlers))
+
+
+async def _follow(steps: AsyncGenerator[Progress | ModelState, None], context: Context) -> None:
+    """Progress, thinned, then the model; the call's end, whichever way, drops the interest."""
+    pace = Pace()
+    async with contextlib.aclosing(steps):
+        async for step in steps:
+            if isinstance(step, Progress):
+                await _send(pb.FetchEvent, pace.take(step, time.monotonic()), context)
+            else:
+                await _send(pb.FetchEvent, pace.rest(), context)
+                await context.write(pb.FetchEvent(model=model_to_pb(step)).SerializeToString())
 
 
 async def _send(

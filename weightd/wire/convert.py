@@ -1,25 +1,30 @@
-"""Between core types and protobuf. The enums of core have the values of the wire, so they convert by number.
+"""Between core types and protobuf. The enums of core have the values of the wire, so they convert by number; but for
+policies, whose values are the words of the configuration.
 
 A number that this version does not know (a newer peer) raises ValueError; nothing is guessed.
 """
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Final, cast
 
 from weightd.core.digest import Digest
 from weightd.core.lifecycle import Residency
 from weightd.core.manifest import FileSpec, Manifest
+from weightd.core.policy import Policy
 from weightd.core.progress import FileProgress, Phase, Progress
 from weightd.core.refs import redact
 from weightd.core.verification import Verification
 from weightd.wire.gen import weightd_pb2 as pb
 
+_POLICIES: Final = {Policy.HOT: pb.POLICY_HOT, Policy.WARM: pb.POLICY_WARM, Policy.COLD: pb.POLICY_COLD}
+_POLICIES_BACK: Final = {int(value): policy for policy, value in _POLICIES.items()}
+
 
 def progress_to_pb(p: Progress) -> pb.Progress:
     """For people and programs, several times a second."""
     return pb.Progress(
-        phase=cast("pb.Phase", p.phase.value),
+        phase=phase_to_pb(p.phase),
         bytes_done=p.done,
         bytes_total=p.total,
         bytes_per_second=p.rate,
@@ -81,3 +86,20 @@ def residency_to_pb(value: Residency) -> pb.Residency:
 
 def residency_from_pb(value: int) -> Residency:
     return Residency(value)
+
+
+def phase_to_pb(value: Phase) -> pb.Phase:
+    return cast("pb.Phase", value.value)
+
+
+def policy_to_pb(value: Policy) -> pb.Policy:
+    return _POLICIES[value]
+
+
+def policy_from_pb(value: int) -> Policy:
+    """WARM where an older daemon says nothing: it has no other."""
+    if value == pb.POLICY_UNSPECIFIED:
+        return Policy.WARM
+    if value not in _POLICIES_BACK:
+        raise ValueError(f"unknown policy {value}")
+    return _POLICIES_BACK[value]
