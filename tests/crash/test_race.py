@@ -169,7 +169,7 @@ def test_two_daemons(origin: Origin, home: Path) -> None:
         subprocess.run(fetch, env=env, capture_output=True, timeout=PATIENCE, check=True)
         (blob,) = (home / "state/blobs").rglob("[0-9a-f]" * 64)
         assert blob.read_bytes() == DATA
-        assert daemon.stop() == 0
+        assert daemon.stop(signal.SIGINT) == 0
         assert daemon.segments() == []
 
 

@@ -26,8 +26,9 @@ from tests.engine.rig import MIB
 from weightd import Client
 from weightd.core.models import parse_models
 from weightd.engine.api import ModelState, Tier
-from weightd.engine.engine import Engine, EngineOptions
+from weightd.engine.engine import Engine
 from weightd.engine.export import fetch_to
+from weightd.engine.options import EngineOptions
 from weightd.engine.transfer import TransferOptions
 from weightd.rpc.server import make_server
 from weightd.sources.registry import SourceOptions, Sources

@@ -22,8 +22,9 @@ from weightd.core.manifest import FileSpec, Manifest, Validator, make_manifest
 from weightd.core.quota import Spent
 from weightd.core.refs import Ref
 from weightd.engine.api import NOBODY, Holder, ModelState, Tier
-from weightd.engine.engine import Engine, EngineOptions
+from weightd.engine.engine import Engine
 from weightd.engine.leases import ModelLease
+from weightd.engine.options import EngineOptions
 from weightd.engine.patrol import PatrolOptions
 from weightd.engine.transfer import TransferOptions
 from weightd.storage.blobs import DirectoryBlobStore

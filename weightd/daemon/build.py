@@ -9,15 +9,18 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from weightd.core.numa import parse_placement
 from weightd.daemon import budgets
 from weightd.daemon.budgets import SHM
 from weightd.daemon.config import Config
 from weightd.daemon.options import make_sources, patrol_options, transfer_options
 from weightd.engine.api import Tier
-from weightd.engine.engine import Engine, EngineOptions
+from weightd.engine.engine import Engine
+from weightd.engine.options import EngineOptions
 from weightd.rpc.server import RpcServer, make_server
 from weightd.storage.blobs import DirectoryBlobStore
 from weightd.storage.direct import free_bytes
+from weightd.storage.nodes import memory_nodes
 from weightd.storage.protocols import SegmentStore
 from weightd.storage.segment_files import DirectorySegmentStore
 from weightd.storage.segments import PREFIX, PosixSegmentStore
@@ -81,10 +84,11 @@ def build(config: Config) -> Parts:
 
 def segment_store(config: Config, owner: str) -> SegmentStore:
     """Where the configuration says that segments are. Raises ConfigError."""
+    placement = parse_placement(config.shm.numa, memory_nodes())
     if config.shm.directory is None:
-        return PosixSegmentStore(owner, group=config.socket_gid)
+        return PosixSegmentStore(owner, group=config.socket_gid, placement=placement)
     directory = config.shm.directory.absolute()
-    return DirectorySegmentStore(directory, owner, group=config.socket_gid)
+    return DirectorySegmentStore(directory, owner, group=config.socket_gid, placement=placement)
 
 
 def owner_of(state_dir: Path) -> str:

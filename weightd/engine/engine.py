@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
-from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Final
 
-from weightd.core.allow import AllowList
 from weightd.core.budget import Budget
 from weightd.core.digest import Digest
 from weightd.core.errors import Draining, ModelPinned, WeightdError
 from weightd.core.lifecycle import DAEMON, DaemonState, Lifecycle
 from weightd.core.manifest import Manifest
-from weightd.core.policy import Policy, Rules
+from weightd.core.policy import Policy
 from weightd.core.progress import Progress
 from weightd.core.refs import Ref, parse_ref
 from weightd.engine.accounts import Accounts
-from weightd.engine.adopt import Adopter, Adoption
+from weightd.engine.adopt import Adopter
 from weightd.engine.api import (
     NOBODY,
     EngineStatus,
@@ -37,8 +34,9 @@ from weightd.engine.api import (
 )
 from weightd.engine.bring import Bringer
 from weightd.engine.catalog import Catalog
+from weightd.engine.counts import Counts
 from weightd.engine.events import Events
-from weightd.engine.evict import Evictor, Watermarks
+from weightd.engine.evict import Evictor
 from weightd.engine.fetcher import Fetcher
 from weightd.engine.flights import Flight
 from weightd.engine.held import Blob, Model
@@ -46,13 +44,13 @@ from weightd.engine.hot import HotKeeper
 from weightd.engine.lanes import Lanes
 from weightd.engine.leases import Leases, ModelLease
 from weightd.engine.mover import Mover
-from weightd.engine.patrol import Patrol, PatrolOptions
+from weightd.engine.options import EngineOptions
+from weightd.engine.patrol import Patrol
 from weightd.engine.published import Published
 from weightd.engine.remove import Remover
 from weightd.engine.retire import Retirer
 from weightd.engine.room import Room
 from weightd.engine.scrub import Scrubber
-from weightd.engine.transfer import TransferOptions
 from weightd.engine.usage import Usage
 from weightd.sources.protocols import Source
 from weightd.storage.protocols import BlobStore, SegmentStore
@@ -60,32 +58,6 @@ from weightd.storage.state import State
 
 SAVE_S: Final = 60.0
 """Seconds between two records of how often models are used."""
-
-
-@dataclass(frozen=True, slots=True)
-class EngineOptions:
-    """`state_dir` holds blobs, models and state.db. Budgets in bytes. `transfers` may run at once, and as many
-    more that a worker waits for. `patrol`: what is verified in the background, None for nothing. `keep`: old
-    snapshots of a ref that stay beside its current one. `allow`: which refs may be asked for. `rules`: when models are
-    in shared memory. `marks`: above which share of its budget a tier is emptied, and to which.
-
-    `keep_segments`: they stay when the engine stops, for the next one to adopt, as `adoption` says; for `grace` seconds
-    after the start nothing that was adopted is evicted, so that those who had leased it can come again.
-    """
-
-    state_dir: Path
-    shm_budget: int
-    nvme_budget: int
-    transfer: TransferOptions = field(default_factory=TransferOptions)
-    transfers: int = 2
-    patrol: PatrolOptions | None = None
-    keep: int = 1
-    allow: AllowList = field(default_factory=AllowList)
-    rules: Rules = field(default_factory=Rules)
-    marks: Mapping[Tier, Watermarks] = field(default_factory=lambda: dict.fromkeys(Tier, Watermarks()))
-    keep_segments: bool = False
-    adoption: Adoption = Adoption.LAZY
-    grace: float = 60.0
 
 
 class Engine:
@@ -113,11 +85,18 @@ class Engine:
         self._usage = Usage(state, catalog.write)
         self._leases = Leases(self._released)
         self._remover = Remover(catalog, self._published, self._removed)
+        self._counts = Counts()
         self._evictor = Evictor(
-            catalog, self._remover, leases=self._leases, usage=self._usage, marks=options.marks, tell=self._tell
+            catalog,
+            self._remover,
+            leases=self._leases,
+            usage=self._usage,
+            marks=options.marks,
+            tell=self._tell,
+            counts=self._counts,
         )
         self._lanes = Lanes(options.transfers)
-        self._mover = Mover(catalog, sources, options.transfer, self._lanes, Room(catalog, self._evictor))
+        self._mover = Mover(catalog, sources, options.transfer, self._lanes, Room(catalog, self._evictor), self._counts)
         self._accounts = Accounts(catalog, self._mover.room)
         self._fetcher = Fetcher(
             catalog, self._published, Bringer(catalog, self._mover), sources, usage=self._usage, events=self._events
@@ -148,6 +127,7 @@ class Engine:
         for model in self._adopter.models():
             model.awaited = self._options.grace > 0
             if model.in_shm:
+                self._counts.adopted += 1
                 self._tell(EventKind.ADOPTED, model)
         self._life.to(DaemonState.SERVING)
         self._retirer.kick()
@@ -239,6 +219,7 @@ class Engine:
         try:
             held = self._held(parsed, revision)
             if held is not None and held.in_shm and held.linked:
+                self._counts.hits += 1
                 self._grant(lease, held)
             else:
                 async with aclosing(self._wait_for(lease, parsed, revision)) as steps:
@@ -273,6 +254,7 @@ class Engine:
 
     def _grant(self, lease: ModelLease, model: Model) -> None:
         lease.grant(model)
+        self._counts.acquires += 1
         self._catalog.touch(model)
         self._usage.touch(model.ref)
         self._tell(EventKind.ACQUIRED, model)
@@ -388,6 +370,8 @@ class Engine:
             shm_huge_bytes=await catalog.io(catalog.segments.huge_bytes),
             verify=self._scrubber.status(self._options.patrol.every if self._options.patrol else 0.0),
             quotas=tuple(self._sources.quotas()),
+            counters=self._counts.counters(),
+            under_way=tuple(self._fetcher.under_way()),
         )
 
     def __repr__(self) -> str:

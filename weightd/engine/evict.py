@@ -17,6 +17,7 @@ from weightd.core.policy import Policy
 from weightd.core.refs import Ref
 from weightd.engine.api import EventKind, Evicted, Tier
 from weightd.engine.catalog import Catalog
+from weightd.engine.counts import Counts
 from weightd.engine.held import Blob, Model
 from weightd.engine.leases import Leases
 from weightd.engine.remove import Remover
@@ -58,12 +59,11 @@ class Evictor:
         usage: Usage,
         marks: Mapping[Tier, Watermarks],
         tell: Tell,
+        counts: Counts,
     ) -> None:
         self._catalog, self._remover, self._leases, self._usage = catalog, remover, leases, usage
-        self._marks, self._tell = marks, tell
+        self._marks, self._tell, self._counts = marks, tell, counts
         self._turns = {tier: asyncio.Lock() for tier in Tier}
-        self.evictions = 0
-        """Models that left a tier for others, or because nobody used them, since the start."""
 
     async def make_room(self, tier: Tier, missing: Missing, why: str) -> bool:
         """Until nothing is `missing` (bytes; asked again and again), the least valuable models go. False when that
@@ -115,7 +115,6 @@ class Evictor:
         left = await self._remover.remove(model, lambda: not self._protected(model))
         if left is None:
             return False
-        self.evictions += 1
         self._tell(EventKind.REMOVED, model, f"{human(left.nvme)} of NVMe freed {why}")
         return True
 
@@ -126,7 +125,7 @@ class Evictor:
             free = {b for b in blobs if not self._wanted(b) and not self._needed(b, victims)}
             left = await self._catalog.leave_shm(free)
         for model in victims:
-            self.evictions += 1
+            self._counts.evictions += 1
             self._tell(EventKind.EVICTED, model, f"{human(_bytes(model, free))} of shared memory freed {why}")
         return left.size
 
@@ -175,6 +174,7 @@ class Evictor:
             left = await self._catalog.leave_shm(blobs)
         for model in models:
             if size := _bytes(model, blobs):
+                self._counts.evictions += 1
                 self._tell(EventKind.EVICTED, model, f"{human(size)} of shared memory freed by command")
         return Evicted(left.size, left.draining)
 

@@ -13,7 +13,7 @@ from weightd.core.errors import Draining, NotFound, SourceChanged, WeightdError
 from weightd.core.manifest import Manifest, with_digest
 from weightd.core.progress import Progress
 from weightd.core.refs import Ref
-from weightd.engine.api import EventKind, Tier
+from weightd.engine.api import EventKind, Tier, TransferState
 from weightd.engine.bring import Bringer
 from weightd.engine.catalog import Catalog
 from weightd.engine.events import Events
@@ -48,6 +48,12 @@ class Fetcher:
     async def stop(self) -> None:
         """All flights are cancelled, and have cleaned up."""
         await self._flights.stop()
+
+    def under_way(self) -> list[TransferState]:
+        """The urgent ones first."""
+        now = time.monotonic()
+        states = [_transfer(flight, flight.tracker.snapshot(now, Seen())) for flight in self._flights]
+        return sorted(states, key=lambda s: not s.urgent)
 
     async def resolve(self, ref: Ref, sha256: Digest | None) -> Manifest:
         """What a ref means now."""
@@ -119,6 +125,7 @@ class Fetcher:
         exact: bool = False,
     ) -> Model:
         began = time.monotonic()
+        flight.ref = ref.shown
         revision = held.manifest.revision if held else ""
         flight.report = lambda kind, detail: self._events.emit(kind, ref, revision, detail)
         try:
@@ -168,3 +175,7 @@ class Fetcher:
                 held = self._catalog.model(held.ref)
             elif held not in self._catalog.snapshots:
                 raise NotFound("the snapshot is no longer held", remedy="Fetch the model again.")
+
+
+def _transfer(flight: Flight[Model], progress: Progress) -> TransferState:
+    return TransferState(flight.ref, progress.phase, progress.done, progress.total, progress.rate, flight.urgent)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Hashable
+from collections.abc import Callable, Coroutine, Hashable, Iterator
 from typing import Any, Generic, TypeVar
 
 from weightd.core.digest import Digest
@@ -23,6 +23,8 @@ class Flight(Generic[T]):
 
     def __init__(self) -> None:
         self.tracker = Tracker()
+        self.ref = ""
+        """For people."""
         self.urgent = False
         self.report: Callable[[EventKind, str], None] = lambda kind, detail: None
         self.blobs: set[Digest] = set()
@@ -67,6 +69,10 @@ class Flights(Generic[T]):
         # Whoever waited has the error; one that everybody left has none to tell.
         if not task.cancelled():
             task.exception()
+
+    def __iter__(self) -> Iterator[Flight[T]]:
+        """Those under way, in the order in which they began."""
+        return iter([f for f in self._flights.values() if not f.task.done()])
 
     def __len__(self) -> int:
         return len(self._flights)

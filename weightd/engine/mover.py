@@ -31,6 +31,7 @@ from weightd.engine.api import EventKind
 from weightd.engine.buffers import SlabBuffers
 from weightd.engine.catalog import Catalog
 from weightd.engine.checks import Found, check_format, check_whole, verified
+from weightd.engine.counts import Counts
 from weightd.engine.flights import Flight
 from weightd.engine.held import Blob, Model
 from weightd.engine.items import Item
@@ -72,6 +73,7 @@ class Mover:
     options: TransferOptions
     lanes: Lanes
     room: Room
+    counts: Counts
 
     async def move(
         self, items: list[Item], ref: str, flight: Flight[Model], committed: Callable[[Item, Blob], None]
@@ -138,6 +140,7 @@ class Mover:
         async def commit(item: Item) -> None:
             try:
                 run.committed(item, await self._commit(item, run))
+                self._count(item)
                 await self.catalog.io(item.discard)
             except BaseException as e:  # noqa: BLE001 - raised at the end
                 item.refused = isinstance(e, Corruption)
@@ -167,6 +170,12 @@ class Mover:
             await finish(asyncio.ensure_future(asyncio.gather(*commits, return_exceptions=True)), run.stopping.set)
         if failures:
             raise failures[0]
+
+    def _count(self, item: Item) -> None:
+        if item.held is None:
+            self.counts.bytes_fetched += item.file.size
+        else:
+            self.counts.bytes_loaded += item.file.size
 
     async def _run_transfer(self, transfer: Transfer, items: list[Item]) -> None:
         try:

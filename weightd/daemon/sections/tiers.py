@@ -11,7 +11,6 @@ from typing import Literal
 import msgspec
 
 from weightd.core.models import NamedModel, rule_of
-from weightd.core.numa import Placement, parse_placement
 from weightd.core.period import parse_period
 from weightd.core.policy import Policy, Rule, Rules
 from weightd.daemon.config_reader import Reader
@@ -54,7 +53,7 @@ class ShmConfig(msgspec.Struct, frozen=True):
     budget: BudgetSpec
     marks: Watermarks
     directory: Path | None
-    placement: Placement | None
+    numa: str
     keep_idle: dict[Policy, float | None]
     adoption: Adoption
     grace: float
@@ -86,7 +85,7 @@ def read_shm(reader: Reader, budget: str, at_stop: str) -> ShmConfig:
         budget=_budget(reader, "shm", section.budget, budget),
         marks=_marks(reader, "shm", section.high, section.low),
         directory=reader.path(section.directory),
-        placement=reader.value(("shm", "numa"), parse_placement, section.numa),
+        numa=section.numa,
         keep_idle={Policy.WARM: warm or None, Policy.COLD: cold or None},
         adoption=section.adopt,
         grace=reader.value(("shm", "adopt_grace"), parse_period, section.adopt_grace),
