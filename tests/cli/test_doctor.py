@@ -15,6 +15,7 @@ from weightd.cli import checks, checks_daemon
 NAMES = {
     "configuration", "shm", "shm huge pages", "transparent huge pages", "state directory", "state file system",
     "direct I/O", "open files", "locked memory", "cores", "SHA-256", "kernel", "python", "uvloop", "xxhash", "socket",
+    "swap", "RemoveIPC", "NUMA nodes", "segments",
 }  # fmt: skip
 
 
@@ -55,6 +56,13 @@ def test_huge_pages(mode: str, status: str) -> None:
     assert check.status == status
     assert ("mount -o remount,huge=within_size /dev/shm" in check.fix) == (status != "ok")
     assert ("ExecStartPre=+/bin/mount" in check.fix) == (status != "ok")
+
+
+def test_huge_pages_of_a_directory() -> None:
+    check = checks.shm_huge(Path("/run/weightd/shm"), mounts="tmpfs /run/weightd/shm tmpfs rw 0 0\n")
+    assert check.status == "warning"
+    assert "remount,huge=within_size /run/weightd/shm" in check.fix
+    assert "/dev/shm" not in check.fix
 
 
 def test_huge_pages_without_the_option_or_without_tmpfs() -> None:

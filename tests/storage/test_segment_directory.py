@@ -47,6 +47,8 @@ def test_a_mount_behind_a_symlink_of_its_parent(shm: Path, tmp_path: Path) -> No
     (tmp_path / "run").symlink_to(tmp_path)
     store = DirectorySegmentStore(tmp_path / "run" / "shm", "t")
     assert store.total() == 8 << 20
+    subprocess.run(["mount", "-o", "remount,huge=advise", shm], check=True)
+    assert store._place.huge == "advise"
     store.close()
 
 

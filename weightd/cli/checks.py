@@ -32,6 +32,7 @@ HUGE_FIX: Final = (
     "tmpfs /dev/shm tmpfs rw,nosuid,nodev,huge=within_size 0 0. Or where systemd runs weightd, in its unit: "
     "ExecStartPre=+/bin/mount -o remount,huge=within_size /dev/shm"
 )
+"""Of `SHM`."""
 
 
 class Check(msgspec.Struct, frozen=True):
@@ -43,10 +44,11 @@ class Check(msgspec.Struct, frozen=True):
     fix: str = ""
 
 
-def host_checks(state_dir: Path) -> Iterator[Check]:
-    """All of them, in the order in which they are shown. Never raises for what a host may lack."""
-    yield shm_size()
-    yield shm_huge()
+def host_checks(state_dir: Path, segments: Path = SHM) -> Iterator[Check]:
+    """All of them, in the order in which they are shown. `segments`: the directory that they are in. Never raises for
+    what a host may lack."""
+    yield shm_size(segments)
+    yield shm_huge(segments)
     yield thp()
     yield from state_checks(state_dir)
     yield nofile()
@@ -76,13 +78,16 @@ def shm_size(root: Path = SHM) -> Check:
 
 def shm_huge(root: Path = SHM, mounts: str | None = None) -> Check:
     """The mount option `huge=`, which is worth a factor of two and more in fetching (DESIGN §4)."""
+    fix = (
+        HUGE_FIX if root == SHM else f"mount -o remount,huge=within_size {root}, and huge=within_size where it is made."
+    )
     kind, _ = mount_options(root, mounts)
     if kind != "tmpfs":
-        return Check("shm huge pages", "warning", f"{root} is {kind or 'not mounted'}, not tmpfs", HUGE_FIX)
+        return Check("shm huge pages", "warning", f"{root} is {kind or 'not mounted'}, not tmpfs", fix)
     mode = huge_mode(root, mounts)
     if mode in ("within_size", "always", "advise"):
         return Check("shm huge pages", "ok", f"huge={mode}")
-    return Check("shm huge pages", "warning", f"huge={mode}: 4 KiB pages, so fetching and loading are slower", HUGE_FIX)
+    return Check("shm huge pages", "warning", f"huge={mode}: 4 KiB pages, so fetching and loading are slower", fix)
 
 
 def thp(root: Path = THP) -> Check:

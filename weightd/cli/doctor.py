@@ -13,8 +13,9 @@ from typing import Final
 import click
 import msgspec
 
-from weightd.cli.checks import Check, host_checks, proxy
+from weightd.cli.checks import SHM, Check, host_checks, proxy
 from weightd.cli.checks_daemon import daemon_checks
+from weightd.cli.checks_shm import shm_checks
 from weightd.cli.progress import emit
 from weightd.core.errors import ConfigError, Precondition
 
@@ -58,11 +59,13 @@ def _all(socket: str | None, config: Path | None, state_dir: Path | None) -> Ite
         loaded = load_config(config, env=os.environ, uid=uid)
         yield Check("configuration", "ok", str(loaded.file or "none: the defaults hold"))
         place, listens = loaded.state_dir, str(loaded.socket) if loaded.file else None
+        segments = loaded.shm.directory or SHM
         yield proxy(environment_proxies(loaded.http.proxy, loaded.http.no_proxy))
     except ConfigError as e:
         yield Check("configuration", "failed", e.message, e.remedy)
-        place, listens = default_state_dir(os.environ, uid), None
-    yield from host_checks(state_dir or place)
+        place, listens, segments = default_state_dir(os.environ, uid), None, SHM
+    yield from host_checks(state_dir or place, segments)
+    yield from shm_checks(state_dir or place, segments)
     yield from daemon_checks(socket or os.environ.get("WEIGHTD_SOCKET") or listens)
 
 

@@ -80,6 +80,24 @@ class StateLock:
             os.close(fd)
 
 
+def holder(state_dir: Path) -> int | None:
+    """The process that holds the lock of a state directory, found without taking it even for a moment. None where the
+    kernel names none: nobody holds it, or somebody beyond the walls of this container. Raises AccessDenied."""
+    path = state_dir / NAME
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except PermissionError:
+        raise AccessDenied(
+            f"{path} may not be read by this user", remedy="Ask as root, or as weightd's user."
+        ) from None
+    except OSError:
+        return None
+    try:
+        return _holder(fd)
+    finally:
+        os.close(fd)
+
+
 def _open(path: Path) -> int:
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     try:

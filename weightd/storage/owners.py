@@ -1,7 +1,9 @@
-"""Who a process is, so that another one can tell whether it still lives: pids are used again, boots forget them."""
+"""Who a process is, so that another one can tell whether it still lives: pids are used again, boots forget them. And
+whose segments are whose."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from dataclasses import dataclass
@@ -38,6 +40,11 @@ def parse_owner(text: str) -> Owner | None:
     """From what `str` of an Owner begins with; None for anything else."""
     match = _TEXT.match(text)
     return Owner(match[1], int(match[2]), int(match[3])) if match else None
+
+
+def segment_owner(state_dir: Path) -> str:
+    """In the names of segments: tells daemons apart, the same after every start on one state directory."""
+    return hashlib.sha256(os.fsencode(state_dir.resolve())).hexdigest()[:10]
 
 
 @cache

@@ -22,8 +22,12 @@ _ESCAPED: Final = re.compile(r"\\([0-7]{3})")
 
 
 def mount_options(path: Path, mounts: str | None = None) -> tuple[str, list[str]]:
-    """File system type and mount options of the mount that holds `path`; `mounts` is the text of /proc/mounts."""
-    text = os.fsdecode(Path("/proc/self/mounts").read_bytes()) if mounts is None else mounts
+    """File system type and mount options of the mount that holds `path`; with `mounts`, by this text of /proc/mounts,
+    and for a path without symlinks."""
+    if mounts is None:
+        text, path = os.fsdecode(Path("/proc/self/mounts").read_bytes()), Path(os.path.realpath(path))
+    else:
+        text = mounts
     best: tuple[int, str, list[str]] = (-1, "", [])
     for line in text.splitlines():
         _, point, kind, options, *_ = line.split(" ")

@@ -61,7 +61,7 @@ class Place:
     @property
     def huge(self) -> str:
         """As `pages.huge_mode`; a remount may change it."""
-        return huge_mode(Path(os.path.realpath(self.root)))
+        return huge_mode(self.root)
 
     def full(self, wanted: int) -> ShmFull:
         """The error to raise, with what is free now."""

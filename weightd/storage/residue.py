@@ -4,8 +4,9 @@ fcntl_locking(2), F_SETLEASE: a write lease is granted only when no other open f
 map counts as one for as long as it lasts, as it holds the description that it was made of; so does a description in any
 other process, namespace or container. What does not count is a descriptor by O_PATH, which cannot be mapped, though it
 keeps the memory. The lease is given back at once. Who opens the file in that moment waits for it (with O_NONBLOCK:
-EWOULDBLOCK), and the kernel tells us by a signal, SIGIO unless another was chosen, which would end the process: we
-choose SIGURG, which does nothing in a process that has no handler for it.
+EWOULDBLOCK): for microseconds, some milliseconds on a host without a free core, and where we are stopped or killed in
+between until that is over, or for `fs.lease-break-time` at most. The kernel tells us of it by a signal, SIGIO unless
+another was chosen, which would end the process: we choose SIGURG, which does nothing where nobody handles it.
 
 The kernel grants leases to the owner of the file, or with CAP_LEASE, and to nobody where `fs.leases-enable` is 0.
 """

@@ -55,7 +55,7 @@ def _opened(directory: Path) -> int:
 
 
 def _check(directory: Path, fd: int) -> None:
-    kind, options = mount_options(Path(os.path.realpath(directory)))
+    kind, options = mount_options(directory)
     if kind != "tmpfs":
         raise ConfigError(f"{directory} is on {kind}, not on a tmpfs", remedy=_how_to_mount(directory))
     status = os.fstat(fd)

@@ -19,6 +19,8 @@ from weightd.storage.protocols import SegmentIdentity
 from weightd.storage.tmpfs import TmpfsSegment, adopted
 
 PREFIX: Final = "weightd"
+NAMED: Final = re.compile(PREFIX + r"-([A-Za-z0-9]{1,32})-.")
+"""What the file of a segment is called; its owner."""
 
 
 class TmpfsStore:
