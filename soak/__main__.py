@@ -207,7 +207,7 @@ class Soak:
     def _end(self) -> None:
         with self._told("end"):
             if self.host.process is not None:
-                self.host.end(signal.SIGTERM)
+                self.host.end(signal.SIGINT)
             if left := self.host.segments():
                 raise Violation(f"at the end there are segments: {left}")
         if self.host.process is not None:

@@ -13,12 +13,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from soak.host import WEIGHTD, Host
 from soak.journal import Journal, Violation
-from soak.plan import Export, Fetch, Hold, Step, Verify
+from soak.plan import Export, Fetch, Hold, Operate, Step, Verify
 from soak.worker import digest as digest_of_view
 from soak.world import World
 from weightd.client.lease import Lease
@@ -178,13 +179,23 @@ def stopped_with(kit: Kit, process: subprocess.Popen[Any]) -> Iterator[None]:
 
 def _read_directory(kit: Kit, key: str, model: ModelInfo, disturbed: int) -> None:
     """As an unmodified program does it."""
-    with contextlib.suppress(LookupError), kit.host.reading(disturbed):
+    with contextlib.suppress(LookupError), kit.host.reading(disturbed, partial(_held, kit, model)):
         for file in model.files:
             digest, size = digest_of_file(Path(model.directory) / file.path)
             kit.check(key, file.path, digest, "a file in the model's directory")
             if digest != file.digest:
                 raise Violation(f"{key} {file.path} in its directory has {digest}, not the answered {file.digest}")
             kit.journal.saw(size)
+
+
+def _held(kit: Kit, model: ModelInfo) -> bool:
+    """Whether this snapshot still is: what nobody leases may have made room."""
+    try:
+        with kit.host.client() as client:
+            return client.model(model.ref, model.revision) is not None
+    except WeightdError as e:
+        outcome_of(e)
+        return False
 
 
 def digest_of_file(path: Path) -> tuple[str, int]:
@@ -195,7 +206,8 @@ def digest_of_file(path: Path) -> tuple[str, int]:
 
 def hold(kit: Kit, step: Hold) -> str:
     refs = [kit.world.ref(key) for key in step.keys]
-    command = [sys.executable, "-m", "soak.worker", str(kit.host.socket), str(step.seconds), *refs]
+    options = [str(kit.host.socket), str(step.seconds), str(int(step.clings))]
+    command = [sys.executable, "-m", "soak.worker", *options, *refs]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     kill = step.at if step.signal == "kill" else None
     with hung(kit, str(step)), killed_at(process, kill), stopped_with(kit, process), _frozen(kit, process, step):
@@ -308,6 +320,16 @@ def _optional(kit: Kit, key: str, found: set[str]) -> bool:
     return not kit.world.models[key].named and found <= files and bool(found)
 
 
+def operate(kit: Kit, step: Operate) -> str:
+    """As an operator does. What is leased or pinned is refused, and stays."""
+    try:
+        with kit.host.client() as client, hung(kit, str(step)):
+            getattr(client, step.verb)(kit.world.ref(step.key))
+    except WeightdError as e:
+        return f"{step.verb}: {outcome_of(e)}"
+    return step.verb
+
+
 def verify(kit: Kit, step: Verify) -> str:
     ref = kit.world.ref(step.key) if step.key else ""
     if step.by_command:
@@ -343,4 +365,10 @@ def checked(kit: Kit, ref: str, quick: bool, until: float | None) -> list[FileCh
             return list(found)
 
 
-DO: dict[type[Step], Callable[[Kit, Any], str]] = {Fetch: fetch, Hold: hold, Export: export, Verify: verify}
+DO: dict[type[Step], Callable[[Kit, Any], str]] = {
+    Fetch: fetch,
+    Hold: hold,
+    Export: export,
+    Verify: verify,
+    Operate: operate,
+}

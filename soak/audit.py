@@ -34,10 +34,12 @@ def check_after_start(kit: Kit) -> None:
     """A daemon that nobody has asked anything yet holds what is on disk, and nothing else."""
     with kit.host.client(own=True) as client:
         status, models = client.status(), client.models()
-    if status.leases or status.transfers or status.shm.reserved or status.nvme.reserved or status.shm.resident:
+    if status.leases or status.transfers or status.shm.reserved or status.nvme.reserved:
         raise Violation(f"a daemon begins with {status}")
-    if left := kit.host.segments():
-        raise Violation(f"a daemon begins with {len(left)} segments of the one before")
+    adopted = sum(footprint(p.stat().st_size) for p in kit.host.segments())
+    if adopted != status.shm.resident or adopted > status.shm.budget:
+        raise Violation(f"a daemon begins with segments of {adopted} bytes, and says {status.shm}")
+    kit.journal.count("bytes adopted", adopted)
     _check_disk(kit, status)
     _check_models(kit, models, read=False)
 
@@ -48,7 +50,7 @@ def at_rest(kit: Kit) -> StatusInfo:
     with kit.host.client() as client:
         while True:
             status = client.status()
-            busy = (status.leases, status.transfers, status.shm.reserved, status.nvme.reserved)
+            busy = (status.leases, status.transfers, status.shm.reserved, status.nvme.reserved, status.shm.draining)
             if not any(busy):
                 return status
             if time.monotonic() > end:

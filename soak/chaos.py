@@ -24,10 +24,13 @@ VERIFY_S = 60.0
 """For how long a verification after damage is tried again while the daemon goes and comes."""
 
 
+SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "int": signal.SIGINT}
+
+
 def kill(kit: Kit, step: Kill) -> str:
     host = kit.host
     with host.turn:
-        host.end(signal.SIGKILL if step.how == "kill" else signal.SIGTERM)
+        host.end(SIGNALS[step.how])
         if step.wipe:
             host.wipe()
             host.damaged = host.lost = False

@@ -33,10 +33,12 @@ class Fetch(Step):
 
 @dataclass(frozen=True)
 class Hold(Step):
-    """A worker process acquires `keys`, compares every byte, and keeps them mapped for `seconds`."""
+    """A worker process acquires `keys`, compares every byte, and keeps them mapped for `seconds`; with `clings` not
+    leased meanwhile."""
 
     keys: tuple[str, ...]
     seconds: float
+    clings: bool
     signal: str
     """"" or what it gets after `at` seconds: "kill", or "stop" and "cont" `stopped` seconds later."""
     at: float
@@ -73,12 +75,20 @@ class Damage(Step):
 
 @dataclass(frozen=True)
 class Kill(Step):
-    """The daemon ends: "kill" or "term", and is started again; with `wipe` on an empty state directory, else with
-    `ledger` done to a ledger or the data of a kept ingest."""
+    """The daemon ends: "kill", "term" or "int", and is started again; with `wipe` on an empty state directory, else
+    with `ledger` done to a ledger or the data of a kept ingest."""
 
     how: str
     wipe: bool
     ledger: str
+
+
+@dataclass(frozen=True)
+class Operate(Step):
+    """`verb`: "pin", "unpin", "evict", "remove" or "load"."""
+
+    verb: str
+    key: str
 
 
 @dataclass(frozen=True)
@@ -138,6 +148,7 @@ def _hold(rng: random.Random) -> Step:
         pause=rng.uniform(0.2, 2.0),
         keys=tuple(rng.choices(KEYS, WEIGHTS, k=rng.randint(1, 3))),
         seconds=rng.uniform(0.5, 12.0),
+        clings=rng.random() < 0.2,
         signal=rng.choices(["", "kill", "stop"], [5, 2, 2])[0],
         at=rng.uniform(0.2, 6.0),
         stopped=rng.uniform(0.5, 6.0),
@@ -174,10 +185,15 @@ def _damage(rng: random.Random) -> Step:
 
 
 def _kill(rng: random.Random) -> Step:
-    kind = rng.choices(["kill", "term", "rest"], [5, 2, 2])[0]
+    kind = rng.choices(["kill", "term", "int", "rest"], [5, 2, 1, 2])[0]
     pause, wipe = rng.uniform(2.0, 20.0), rng.random() < 0.25
     ledger = rng.choices(["", "cut", "zero", "flip", "data"], [4, 1, 1, 1, 2])[0]
     return Rest(pause + 15) if kind == "rest" else Kill(pause, kind, wipe, "" if wipe else ledger)
+
+
+def _operate(rng: random.Random) -> Step:
+    verb = rng.choices(["pin", "unpin", "evict", "remove", "load"], [2, 5, 6, 2, 5])[0]
+    return Operate(rng.uniform(0.5, 4.0), verb, rng.choices(KEYS, WEIGHTS)[0])
 
 
 def _fill(rng: random.Random) -> Step:
@@ -207,6 +223,7 @@ ACTORS: dict[str, Draw] = {
     "verify": _verify,
     "damage": _damage,
     "kill": _kill,
+    "operate": _operate,
     "fill": _fill,
     "tamper": _tamper,
 }

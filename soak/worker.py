@@ -1,5 +1,5 @@
-"""A worker: `python -m soak.worker SOCKET SECONDS REF...` acquires, reports the digest of every file, keeps all mapped,
-and at the end looks whether a byte changed. One JSON object on a line."""
+"""A worker: `python -m soak.worker SOCKET SECONDS CLINGS REF...` acquires, reports the digest of every file, keeps all
+mapped, and at the end looks whether a byte changed; where CLINGS is 1 without its leases. One JSON object on a line."""
 
 from __future__ import annotations
 
@@ -42,13 +42,16 @@ def acquire(client: Client, ref: str) -> list[tuple[Lease, str, memoryview, str]
     return held
 
 
-def main(socket: str, seconds: float, refs: list[str]) -> None:
+def main(socket: str, seconds: float, clings: bool, refs: list[str]) -> None:
     with Client(socket) as client:
         held = [entry for ref in refs for entry in acquire(client, ref)]
         say(what="held", files=len(held))
-        time.sleep(seconds)
+        if not clings:
+            time.sleep(seconds)
         for lease, *_ in held:
             lease.release()
+        if clings:
+            time.sleep(seconds)
         # Nothing changes while it is held, nor afterwards: the views are still there.
         for _, path, view, before in held:
             if (after := digest(view)) != before:
@@ -57,4 +60,4 @@ def main(socket: str, seconds: float, refs: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], float(sys.argv[2]), sys.argv[3:])
+    main(sys.argv[1], float(sys.argv[2]), sys.argv[3] == "1", sys.argv[4:])
