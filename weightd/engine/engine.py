@@ -260,7 +260,13 @@ class Engine:
         self._tell(EventKind.ACQUIRED, model)
 
     def leases(self, ref: str = "") -> list[LeaseState]:
-        return self._leases.states([parse_ref(ref).text] if ref else None)
+        if not ref:
+            return self._leases.states()
+        parsed = parse_ref(ref)
+        found = self._leases.states([parsed.text])
+        if not found:
+            self._catalog.known(parsed)
+        return found
 
     async def pin(self, ref: str) -> ModelState:
         return await self._set_pin(ref, EventKind.PINNED)
