@@ -21,8 +21,9 @@ class Accounts:
     async def shm(self) -> TierStatus:
         """Shared memory."""
         catalog = self._catalog
-        filling = await catalog.io(self._room.filling_shm())
+        # In this order: what is filled in between is nobody else's.
         free, total = await catalog.io(catalog.segments.room)
+        filling = await catalog.io(self._room.filling_shm())
         budget = catalog.shm
         other = total - free - budget.resident - budget.draining - filling
         return self._status(budget, free, total, other, lambda b: b.in_shm)
