@@ -115,7 +115,7 @@ class Catalog:
             if not keep:
                 # Also of blobs that were dropped, and that a snapshot still misses.
                 blobs = set(self.blobs.values()).union(*(m.blobs.values() for m in self.snapshots))
-                stack.push_async_callback(self._leave_shm, list(blobs), damaged=True)
+                stack.push_async_callback(self._leave_shm, self._evicting(blobs), damaged=True)
 
     async def close(self) -> None:
         """The state and the threads; once."""
@@ -201,18 +201,25 @@ class Catalog:
     async def detach(self, blob: Blob) -> None:
         """Its segment proved damaged: not served from now on, whatever else fails; what is mapped of it stays as it is.
         Done also when the caller is cancelled."""
-        await finish(asyncio.ensure_future(self._leave_shm([blob], damaged=True)))
+        await finish(asyncio.ensure_future(self._leave_shm(self._evicting([blob]), damaged=True)))
 
     async def leave_shm(self, blobs: Iterable[Blob]) -> Left:
         """Every link to them leads to NVMe, then their segments lose their names. Raises what the links raise, and then
-        they stay. Done also when the caller is cancelled."""
-        return await finish(asyncio.ensure_future(self._leave_shm(list(blobs), damaged=False)))
+        they stay. Done also when the caller is cancelled. What the caller saw when it called holds until they are
+        EVICTING: nobody leases them in between."""
+        going = self._evicting(blobs)
+        return await finish(asyncio.ensure_future(self._leave_shm(going, damaged=False)))
 
-    async def _leave_shm(self, blobs: Sequence[Blob], *, damaged: bool) -> Left:
+    def _evicting(self, blobs: Iterable[Blob]) -> list[Blob]:
+        """Those of them that were resident, and are served no more."""
         going = [b for b in blobs if b.in_shm]
         for blob in going:
             blob.shm.to(Residency.EVICTING)
             self.moved(blob)
+        return going
+
+    async def _leave_shm(self, going: Sequence[Blob], *, damaged: bool) -> Left:
+        """They are EVICTING."""
         error: WeightdError | None = None
         try:
             for model in self._having(going):
@@ -232,7 +239,7 @@ class Catalog:
             blob.shm.to(Residency.RESIDENT)
             self.moved(blob)
 
-    async def _retire(self, blobs: list[Blob]) -> Left:
+    async def _retire(self, blobs: Sequence[Blob]) -> Left:
         segments = [b.segment for b in blobs if b.segment is not None]
         residues = await self.io(_retire_all, segments)
         draining = sum(r.size for r in residues if r is not None)
@@ -270,7 +277,7 @@ class Catalog:
         """One without a record, of which nothing else knows."""
         blob.nvme.to(Residency.EVICTING)
         try:
-            await self._leave_shm([blob], damaged=True)
+            await self._leave_shm(self._evicting([blob]), damaged=True)
             await self.io(self.store.delete, blob.record.digest)
         finally:
             self.nvme.free(footprint(blob.record.size))

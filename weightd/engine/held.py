@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from weightd.core.digest import Digest
@@ -202,10 +202,25 @@ class Snapshots:
         if former is not None:
             self.add_old(former)
 
-    def remove(self, model: Model) -> None:
-        """Nothing else changes: a ref may have old ones alone."""
-        if self.current.get(model.ref.text) is model:
-            del self.current[model.ref.text]
-        left = [m for m in self.old.pop(model.ref.text, []) if m is not model]
-        if left:
-            self.old[model.ref.text] = left
+    def remove(self, model: Model) -> Callable[[], None]:
+        """Nothing else changes: a ref may have old ones alone. Returns what puts it back where it was, unless others
+        of its ref have come or gone since."""
+        text = model.ref.text
+        current, old = self.current.get(text), self.old.get(text, [])
+        if current is model:
+            del self.current[text]
+        self._put_old(text, [m for m in old if m is not model])
+
+        def put_back() -> None:
+            if current is model:
+                self.current[text] = model
+            self._put_old(text, old)
+            model.moved()
+
+        return put_back
+
+    def _put_old(self, text: str, models: list[Model]) -> None:
+        if models:
+            self.old[text] = models
+        else:
+            self.old.pop(text, None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AsyncExitStack
 
 from weightd.core.digest import Digest
@@ -131,22 +131,26 @@ class Published:
     async def forget(self, model: Model, own: Collection[Blob]) -> None:
         """A snapshot, and those of its blobs that no other has: first their records, at one stroke, so that after
         a crash nothing counts what is left of their bytes, and the next start removes it. What is mapped of them stays
-        as it is. Its caller holds `publishing`, `dropping` and `recording` of each; done also when it is cancelled."""
-        await finish(asyncio.ensure_future(self._forget(model, own)))
+        as it is. Its caller holds `publishing`, `dropping` and `recording` of each; done also when it is cancelled.
 
-    async def _forget(self, model: Model, own: Collection[Blob]) -> None:
+        From the call on nobody finds them, so that nobody leases or counts on them while their records go.
+        """
+        here = [b for b in own if self._catalog.blobs.get(b.record.digest) is b]
+        self._hide(here)
+        put_back = self._catalog.snapshots.remove(model)
+        await finish(asyncio.ensure_future(self._forget(model, own, here, put_back)))
+
+    async def _forget(
+        self, model: Model, own: Collection[Blob], here: Sequence[Blob], put_back: Callable[[], None]
+    ) -> None:
         catalog = self._catalog
-        here = [b for b in own if catalog.blobs.get(b.record.digest) is b]
         gone = {b.record.digest for b in own}
-        # Not found from now on, so that nobody counts on them while their records go.
-        for blob in here:
-            del catalog.blobs[blob.record.digest]
         try:
             await catalog.write(catalog.state.drop_model, model.ref.text, model.manifest.revision, gone)
         except BaseException:
-            catalog.blobs |= {b.record.digest: b for b in here}
+            self._show_again(here)
+            put_back()
             raise
-        catalog.snapshots.remove(model)
         catalog.seen = {k: d for k, d in catalog.seen.items() if d not in gone}
         async with AsyncExitStack() as stack:  # All of it, whatever fails of it.
             for blob in here:
@@ -154,17 +158,23 @@ class Published:
             await catalog.links.remove(model)
 
     async def forget_blob(self, blob: Blob) -> None:
-        """One that no snapshot has. Locked, and done, as `forget`."""
+        """One that is here, and that no snapshot has. Locked, and done, as `forget`."""
+        self._hide([blob])
         await finish(asyncio.ensure_future(self._forget_blob(blob)))
 
     async def _forget_blob(self, blob: Blob) -> None:
         catalog, digest = self._catalog, blob.record.digest
-        if catalog.blobs.pop(digest, None) is not blob:
-            return
         try:
             await catalog.write(catalog.state.drop_blob, digest)
         except BaseException:
-            catalog.blobs[digest] = blob
+            self._show_again([blob])
             raise
         catalog.seen = {k: d for k, d in catalog.seen.items() if d != digest}
         await catalog.delete(blob)
+
+    def _hide(self, blobs: Iterable[Blob]) -> None:
+        for blob in blobs:
+            del self._catalog.blobs[blob.record.digest]
+
+    def _show_again(self, blobs: Iterable[Blob]) -> None:
+        self._catalog.blobs |= {b.record.digest: b for b in blobs}

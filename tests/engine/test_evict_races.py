@@ -1,0 +1,92 @@
+"""Whoever asks at the same moment: what is leased stays, and who asks for what just goes gets it all the same."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from tests.engine.rig import MIB, Origin, Rig, Served, pattern, running
+from weightd.core.errors import ModelBusy, ModelLeased
+from weightd.engine.api import Tier
+from weightd.engine.leases import ModelLease
+from weightd.storage.segments import ROOT
+
+SIZE = MIB
+FIRST, SECOND, THIRD = (f"http://origin/{name}/" for name in ("first", "second", "third"))
+STEPS = 40
+"""Turns of the loop that one operation is ahead of the other, from 0: more than there are before its first thread."""
+
+
+def origin(*refs: str, shared: bytes = b"") -> Origin:
+    models = {ref: {"model.bin": Served(pattern(SIZE, ref))} for ref in refs}
+    if shared:
+        for files in models.values():
+            files["base.bin"] = Served(shared)
+    return Origin(models)
+
+
+def held(rig: Rig, lease: ModelLease) -> None:
+    """Its segments are there, and they and the directory have the right bytes."""
+    model = lease.model
+    right = {p: f.data for p, f in rig.origin.models[model.ref].items()}
+    assert model.residency(Tier.SHM).name == "RESIDENT"
+    assert {f.path: Path(ROOT, f.segment.removeprefix("/")).read_bytes() for f in model.files} == right
+    assert rig.content(model) == right
+    assert rig.engine.model(model.ref).leases >= 1
+
+
+async def turns(count: int) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+async def evict(rig: Rig) -> None:
+    with suppress(ModelLeased, ModelBusy):
+        await rig.engine.evict(FIRST)
+
+
+async def remove(rig: Rig) -> None:
+    with suppress(ModelLeased, ModelBusy):
+        await rig.engine.remove(FIRST)
+
+
+async def make_room(rig: Rig) -> None:
+    """In shared memory, which holds one."""
+    (await rig.acquire(SECOND)).release()
+
+
+Going = Callable[[Rig], Awaitable[None]]
+
+
+@pytest.mark.parametrize("going", [evict, remove])
+async def test_acquired_while_it_goes(tmp_path: Path, going: Going) -> None:
+    async with running(tmp_path, origin(FIRST, SECOND)) as rig:
+        for ahead in range(STEPS):
+            (await rig.acquire(FIRST)).release()
+            goes = asyncio.create_task(going(rig))
+            await turns(ahead)
+            lease = await rig.acquire(FIRST)
+            await goes
+            held(rig, lease)
+            lease.release()
+        await rig.check_idle(blobs=1, segments=1)
+
+
+async def test_acquired_while_it_makes_room(tmp_path: Path) -> None:
+    """They take turns, and neither gets less than all."""
+    async with running(tmp_path, origin(FIRST, SECOND), shm=SIZE) as rig:
+        for ahead in range(STEPS):
+            (await rig.acquire(FIRST)).release()
+            goes = asyncio.create_task(rig.acquire(SECOND))
+            await turns(ahead)
+            lease = (await asyncio.gather(rig.acquire(FIRST), return_exceptions=True))[0]
+            other = (await asyncio.gather(goes, return_exceptions=True))[0]
+            got = [one for one in (lease, other) if isinstance(one, ModelLease)]
+            assert got
+            for one in got:
+                held(rig, one)
+                one.release()
