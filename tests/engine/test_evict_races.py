@@ -76,6 +76,22 @@ async def test_acquired_while_it_goes(tmp_path: Path, going: Going) -> None:
         await rig.check_idle(blobs=1, segments=1)
 
 
+@pytest.mark.parametrize("going", [evict, remove])
+@pytest.mark.parametrize("tier", list(Tier))
+async def test_goes_after_it_was_asked_for(tmp_path: Path, tier: Tier, going: Going) -> None:
+    async with running(tmp_path, origin(FIRST)) as rig:
+        for ahead in range(STEPS):
+            await evict(rig) if rig.engine.models() else None
+            await rig.fetch(FIRST, tier=tier)
+            asked = asyncio.create_task(rig.acquire(FIRST))
+            await turns(ahead)
+            await going(rig)
+            lease = await asked
+            held(rig, lease)
+            lease.release()
+        await rig.check_idle(blobs=1, segments=1)
+
+
 async def test_acquired_while_it_makes_room(tmp_path: Path) -> None:
     """They take turns, and neither gets less than all."""
     async with running(tmp_path, origin(FIRST, SECOND), shm=SIZE) as rig:

@@ -238,7 +238,8 @@ class Engine:
             key = ("acquire", ref.text, revision)
             flight = self._fetcher.start(key, ref, None, Tier.SHM, held=held, exact=bool(revision))
             self._lanes.urge(flight)
-            with self._catalog.holding(flight.blobs):
+            # What is held, too: the flight begins to count on it only when its turn comes.
+            with self._catalog.using([held] if held else []), self._catalog.holding(flight.blobs):
                 async with aclosing(self._fetcher.follow(flight)) as events:
                     async for event in events:
                         if not isinstance(event, Model):
