@@ -122,16 +122,18 @@ class Evictor:
         """Bytes that left shared memory."""
         async with self._catalog.publishing:
             victims = [m for m in victims if not self._protected(m)]
-            free = {b for b in blobs if not self._wanted(b) and not self._needed(b, victims)}
+            free = {b for b in blobs - self._needed(victims) if not self._wanted(b)}
             left = await self._catalog.leave_shm(free)
         for model in victims:
             self._counts.evictions += 1
             self._tell(EventKind.EVICTED, model, f"{human(_bytes(model, free))} of shared memory freed {why}")
         return left.size
 
-    def _needed(self, blob: Blob, going: list[Model]) -> bool:
-        """By another model that is in shared memory."""
-        return any(m.has(blob) and m.in_shm for m in self._catalog.snapshots if m not in going)
+    def _needed(self, going: Iterable[Model]) -> set[Blob]:
+        """By other models: those that are in shared memory, and those that claim what of them is there."""
+        gone = set(going)
+        others = [m for m in self._catalog.snapshots if m not in gone and (m.in_shm or m.claimed or m.kept_hot)]
+        return {b for m in others for b in m.blobs.values()}
 
     async def sweep(self) -> None:
         """What was idle for longer than its rule says leaves shared memory, and what is above a high watermark its
@@ -170,7 +172,7 @@ class Evictor:
         """Of one ref, all. Raises ModelLeased, ModelPinned, ModelBusy; then they stay."""
         async with self._catalog.publishing:
             self._check(models)
-            blobs = {b for m in models for b in m.blobs.values() if b.in_shm and not self._needed(b, models)}
+            blobs = {b for m in models for b in m.blobs.values() if b.in_shm} - self._needed(models)
             left = await self._catalog.leave_shm(blobs)
         for model in models:
             if size := _bytes(model, blobs):

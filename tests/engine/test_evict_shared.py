@@ -1,0 +1,51 @@
+"""Models that share blobs: what one of them is leased with stays, whatever becomes of the others."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from tests.engine.rig import MIB, Origin, Rig, Served, pattern, running, sha256
+from weightd.core.policy import Policy, Rule, Rules
+
+SIZE = MIB
+BASE = pattern(SIZE, "base")
+NAMES = ("first", "second")
+RULES = {"rules": Rules({"second": Rule(Policy.WARM, 5.0)})}
+
+
+def origin() -> Origin:
+    return Origin(
+        {name: {"model.bin": Served(pattern(SIZE, name)), "base.bin": Served(BASE)} for name in NAMES}
+        | {"base": {"base.bin": Served(BASE)}}
+    )
+
+
+async def evict(rig: Rig) -> None:
+    await rig.engine.evict("second")
+
+
+async def idle(rig: Rig) -> None:
+    await rig.engine._evictor._drop_idle(rig.engine._catalog.models["second"].last_used + 6)
+
+
+@pytest.mark.parametrize("going", [evict, idle])
+@pytest.mark.parametrize("claim", ["lease", "pin"])
+async def test_what_is_left_of_a_claimed_model_stays(
+    tmp_path: Path, going: Callable[[Rig], Awaitable[None]], claim: str
+) -> None:
+    """One whose other segment was found damaged, and dropped."""
+    async with running(tmp_path, origin(), residency=RULES) as rig:
+        lease = await rig.acquire("first")
+        (await rig.acquire("second")).release()
+        if claim == "pin":
+            await rig.engine.pin("first")
+            lease.release()
+        await rig.engine._catalog.detach(rig.engine._catalog.blobs[sha256(pattern(SIZE, "first"))])
+        await going(rig)
+        (left,) = rig.segments()
+        assert left.read_bytes() == BASE
+        assert {f.segment for f in rig.engine.model("first").files} == {"", f"/{left.name}"}
+        lease.release()
