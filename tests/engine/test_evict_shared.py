@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from pathlib import Path
 
 import pytest
 
 from tests.engine.rig import MIB, Origin, Rig, Served, pattern, running, sha256
 from weightd.core.policy import Policy, Rule, Rules
+from weightd.engine.api import Event, EventKind, Tier
 
 SIZE = MIB
 BASE = pattern(SIZE, "base")
@@ -48,4 +51,31 @@ async def test_what_is_left_of_a_claimed_model_stays(
         (left,) = rig.segments()
         assert left.read_bytes() == BASE
         assert {f.segment for f in rig.engine.model("first").files} == {"", f"/{left.name}"}
+        lease.release()
+
+
+async def test_what_an_idle_model_shares_with_one_in_use_is_not_evicted_again_and_again(tmp_path: Path) -> None:
+    async with running(tmp_path, origin(), residency=RULES) as rig:
+        lease = await rig.acquire("base")
+        (await rig.acquire("second")).release()
+        told: list[Event] = []
+
+        async def note(ready: asyncio.Event) -> None:
+            async with aclosing(rig.engine.watch()) as watch:
+                ready.set()
+                async for event in watch:
+                    told.append(event)
+
+        ready = asyncio.Event()
+        noting = asyncio.create_task(note(ready))
+        await ready.wait()
+        for _ in range(3):
+            await idle(rig)
+        await asyncio.sleep(0)
+        noting.cancel()
+        assert [e.detail for e in told if e.kind is EventKind.EVICTED] == [
+            "1.0 MiB of shared memory freed after it was idle"
+        ]
+        assert (await rig.engine.status()).counters.evictions == 1
+        assert rig.engine.model("base").residency(Tier.SHM).name == "RESIDENT"
         lease.release()

@@ -125,8 +125,9 @@ class Evictor:
             free = {b for b in blobs - self._needed(victims) if not self._wanted(b)}
             left = await self._catalog.leave_shm(free)
         for model in victims:
-            self._counts.evictions += 1
-            self._tell(EventKind.EVICTED, model, f"{human(_bytes(model, free))} of shared memory freed {why}")
+            if size := _bytes(model, free):
+                self._counts.evictions += 1
+                self._tell(EventKind.EVICTED, model, f"{human(size)} of shared memory freed {why}")
         return left.size
 
     def _needed(self, going: Iterable[Model]) -> set[Blob]:
