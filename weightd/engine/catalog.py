@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 from weakref import WeakValueDictionary
@@ -19,7 +19,7 @@ from weightd.core.lifecycle import Residency
 from weightd.core.manifest import FileSpec
 from weightd.core.refs import Ref
 from weightd.core.verification import Verification
-from weightd.engine.drains import Drains
+from weightd.engine.drains import Drains, Stuck
 from weightd.engine.held import Blob, Model, Snapshots
 from weightd.engine.kept import KeptIngests
 from weightd.engine.links import Links
@@ -219,39 +219,65 @@ class Catalog:
         return going
 
     async def _leave_shm(self, going: Sequence[Blob], *, damaged: bool) -> Left:
-        """They are EVICTING."""
-        error: WeightdError | None = None
+        """They are EVICTING. Those that cannot go stay, unless they are `damaged`, whatever else is raised."""
+        errors: list[Exception] = []
         try:
             for model in self._having(going):
                 await self.links.link(model)
-        except WeightdError as e:
-            error = e
+        except (WeightdError, OSError) as e:
+            errors.append(e)
             if not damaged:
-                self._stay(going)
+                await self._stay(going)
                 raise
-        left = await self._retire(going)
-        if error is not None:
-            raise error
+        tried = await self.io(_retire_all, [b.segment for b in going if b.segment is not None])
+        done = list(zip(going, tried, strict=True))
+        left = self._left([(b, r) for b, r in done if not isinstance(r, WeightdError)])
+        failed = [b for b, r in done if isinstance(r, WeightdError)]
+        if damaged:
+            self._withdraw(failed)
+        else:
+            await self._stay(failed)
+            errors += [r for r in tried if isinstance(r, WeightdError)]
+        if errors:
+            raise errors[0]
         return left
 
-    def _stay(self, blobs: Iterable[Blob]) -> None:
-        for blob in blobs:
+    async def _stay(self, blobs: Sequence[Blob]) -> None:
+        """They could not go, and are served as before; by other links, where those cannot be switched back."""
+        owned = [b for b in blobs if self._owned(b)]
+        self._withdraw([b for b in blobs if b not in owned])
+        for blob in owned:
             blob.shm.to(Residency.RESIDENT)
             self.moved(blob)
+        for model in self._having(owned):
+            with suppress(WeightdError, OSError):
+                await self.links.link(model)
 
-    async def _retire(self, blobs: Sequence[Blob]) -> Left:
-        segments = [b.segment for b in blobs if b.segment is not None]
-        residues = await self.io(_retire_all, segments)
-        draining = sum(r.size for r in residues if r is not None)
+    def _owned(self, blob: Blob) -> bool:
+        """One that was dropped meanwhile, and has come anew, is another's."""
+        return self.blobs.get(blob.record.digest) is blob or any(m.has(blob) for m in self.snapshots)
+
+    def _left(self, retired: Sequence[tuple[Blob, Residue | None]]) -> Left:
+        size = sum(footprint(b.record.size) for b, _ in retired)
+        residues = [r for _, r in retired if r is not None]
+        draining = sum(r.size for r in residues)
+        self._absent(b for b, _ in retired)
+        self.shm.free(size - draining)
+        self.drains.add(residues)
+        return Left(size, draining)
+
+    def _withdraw(self, blobs: Sequence[Blob]) -> None:
+        """They have their names and their memory, and are not served: tried again until they are gone."""
+        stuck = [Stuck(b.segment) for b in blobs if b.segment is not None]
+        self._absent(blobs)
+        self.drains.add(stuck)
+
+    def _absent(self, blobs: Iterable[Blob]) -> None:
         for blob in blobs:
             blob.segment = None
             blob.shm.to(Residency.ABSENT)
             self.moved(blob)
-        size = sum(footprint(b.record.size) for b in blobs)
-        self.shm.free(size - draining)
-        self.drains.add([r for r in residues if r is not None])
-        self.resident.drop(b.record.digest for b in blobs)
-        return Left(size, draining)
+            self.resident.drop([blob.record.digest])
 
     def _having(self, blobs: Iterable[Blob]) -> list[Model]:
         blobs = list(blobs)
@@ -336,5 +362,12 @@ class Catalog:
         model.last_used = time.time()
 
 
-def _retire_all(segments: list[Segment]) -> list[Residue | None]:
-    return [segment.retire() for segment in segments]
+def _retire_all(segments: list[Segment]) -> list[Residue | WeightdError | None]:
+    """Each of them, whatever another one raises."""
+    done: list[Residue | WeightdError | None] = []
+    for segment in segments:
+        try:
+            done.append(segment.retire())
+        except WeightdError as e:
+            done.append(e)
+    return done

@@ -7,10 +7,38 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final
 
 from weightd.core.budget import Budget
-from weightd.storage.protocols import Residue
+from weightd.core.errors import WeightdError
+from weightd.core.lifecycle import SegmentState
+from weightd.storage.pages import footprint
+from weightd.storage.protocols import Residue, Segment
 
 LOOK_S: Final = (0.02, 0.05, 0.1, 0.2, 0.5)
 """Seconds between two looks, the last one again and again: the kernel tells nobody of the end of a map."""
+
+
+class Stuck:
+    """A `Residue` of a segment that nobody is to be given any more, and that keeps its name: its removal was refused,
+    and is tried again at each look."""
+
+    known: Final = True
+
+    def __init__(self, segment: Segment) -> None:
+        self.size = footprint(segment.size)
+        self._segment = segment
+        self._residue: Residue | None = None
+
+    def gone(self) -> bool:
+        """Blocking."""
+        if self._segment.state is SegmentState.SEALED:
+            try:
+                self._residue = self._segment.retire()
+            except WeightdError:
+                return False
+        return self._residue is None or self._residue.gone()
+
+    def close(self) -> None:
+        if self._residue is not None:
+            self._residue.close()
 
 
 class Drains:

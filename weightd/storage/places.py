@@ -44,11 +44,16 @@ class Place:
         return os.stat(self._at(name), dir_fd=self._fd, follow_symlinks=False)
 
     def unlink(self, name: str) -> None:
-        """Harmless where it is gone."""
+        """Harmless where it is gone. Raises AccessDenied."""
         try:
             os.unlink(self._at(name), dir_fd=self._fd)
         except FileNotFoundError:
             pass
+        except OSError as e:
+            raise AccessDenied(
+                f"segment {self.root / name} cannot be removed: {e.strerror}",
+                remedy=f"{self.root} must stay writable for weightd's user, and what is in it removable (lsattr).",
+            ) from None
 
     def names(self) -> list[str]:
         return os.listdir(self.root if self._fd is None else self._fd)

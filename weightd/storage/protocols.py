@@ -112,12 +112,13 @@ class Segment(Protocol):
         ...
 
     def unlink(self) -> None:
-        """Remove the name, if it is still this very object; existing maps stay valid. Idempotent."""
+        """Remove the name, if it is still this very object; existing maps stay valid. Idempotent. Raises AccessDenied,
+        and then it is as it was."""
         ...
 
     def retire(self) -> Residue | None:
         """`unlink` a SEALED segment, and what tells when its memory is free: None where it is already, or where the
-        object was somebody else's."""
+        object was somebody else's. Raises as `unlink`."""
         ...
 
 

@@ -1,0 +1,96 @@
+"""What cannot be linked or unlinked stays as it was, and is served; what is damaged is not served in any case."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from tests.engine.rig import MIB, Origin, Rig, Served, pattern, running, sha256
+from tests.support.immutable import immutable
+from weightd.core.errors import AccessDenied
+from weightd.engine.api import ModelState, Tier
+
+SIZE = MIB
+FIRST, SECOND = "http://origin/first/", "http://origin/second/"
+A, B, C = pattern(SIZE, "a"), pattern(SIZE, "b"), pattern(SIZE, "c")
+
+
+def origin() -> Origin:
+    return Origin({FIRST: {"a.bin": Served(A), "sub/b.bin": Served(B)}, SECOND: {"c.bin": Served(C)}})
+
+
+def segment(rig: Rig, data: bytes) -> Path:
+    (found,) = (p for p in rig.segments() if p.read_bytes() == data)
+    return found
+
+
+async def served(rig: Rig) -> None:
+    """At once, from shared memory and through the directory."""
+    hits = (await rig.engine.status()).counters.hits
+    lease = await rig.acquire(FIRST)
+    assert (await rig.engine.status()).counters.hits == hits + 1
+    assert mapped(lease.model) == rig.content(lease.model) == {"a.bin": A, "sub/b.bin": B}
+    lease.release()
+
+
+def mapped(model: ModelState) -> dict[str, bytes]:
+    """By its segments."""
+    return {f.path: Path("/dev/shm" + f.segment).read_bytes() for f in model.files}
+
+
+@pytest.mark.parametrize("where", ["", "sub"])
+async def test_links_that_cannot_be_switched_keep_their_segments(tmp_path: Path, where: str) -> None:
+    """None of them, or only some: those that were go back."""
+    async with running(tmp_path, origin(), shm=2 * SIZE) as rig:
+        model = await rig.fetch(FIRST, Tier.SHM)
+        with immutable(Path(model.directory) / where):
+            with pytest.raises(AccessDenied):
+                await rig.engine.evict(FIRST)
+            await rig.check_idle(blobs=2, segments=2)
+            await served(rig)
+            with pytest.raises(AccessDenied):
+                await rig.acquire(SECOND)
+            await rig.check_idle(blobs=2, segments=2)
+            await served(rig)
+        (await rig.acquire(SECOND)).release()
+        await rig.check_idle(blobs=3, segments=1)
+
+
+async def test_a_segment_that_cannot_be_unlinked_stays_and_the_others_go(tmp_path: Path) -> None:
+    async with running(tmp_path, origin(), shm=2 * SIZE) as rig:
+        await rig.fetch(FIRST, Tier.SHM)
+        with immutable(segment(rig, A)):
+            with pytest.raises(AccessDenied, match="cannot be removed"):
+                await rig.engine.evict(FIRST)
+            await rig.check_idle(blobs=2, segments=1)
+            lease = await rig.acquire(FIRST)
+            assert rig.content(lease.model) == {"a.bin": A, "sub/b.bin": B}
+            lease.release()
+            await served(rig)
+            await rig.check_idle(blobs=2, segments=2)
+        await rig.engine.evict(FIRST)
+        await rig.check_idle(blobs=2, segments=0)
+
+
+async def test_a_damaged_segment_that_cannot_be_unlinked_is_not_served_and_counts_until_it_is_gone(
+    tmp_path: Path,
+) -> None:
+    async with running(tmp_path, origin()) as rig:
+        await rig.fetch(FIRST, Tier.SHM)
+        path = segment(rig, A)
+        with immutable(path):
+            await rig.engine._catalog.detach(rig.engine._catalog.blobs[sha256(A)])
+            lease = await rig.acquire(FIRST)
+            assert {f.segment for f in lease.model.files}.isdisjoint({f"/{path.name}"})
+            assert rig.content(lease.model) == {"a.bin": A, "sub/b.bin": B}
+            lease.release()
+            status = await rig.engine.status()
+            assert (status.shm.resident, status.shm.draining) == (2 * SIZE, SIZE)
+        async with asyncio.timeout(10):
+            while path.exists():  # noqa: ASYNC110 - nobody tells
+                await asyncio.sleep(0.01)
+            while (await rig.engine.status()).shm.draining:  # noqa: ASYNC110 - nobody tells
+                await asyncio.sleep(0.01)
+        await rig.check_idle(blobs=2, segments=2)
