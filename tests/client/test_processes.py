@@ -308,3 +308,32 @@ def test_spawned_workers_call(process: DaemonProcess, tmp_path: Path) -> None:
         [sys.executable, script, process.socket], capture_output=True, text=True, timeout=60, check=True
     )
     assert done.stdout == "[15.0, 15.0, 15.0, 15.0]\n"
+
+
+HOLD_AND_FORK = """
+import os, sys
+from weightd import Client
+lease = Client(sys.argv[1]).acquire("demo")
+view = lease["a"]
+child = os.fork()
+if child:
+    print("held", child, flush=True)
+sys.stdin.read()
+print(os.getpid(), view.sum(), flush=True)
+os._exit(0)
+"""
+
+
+def test_a_lease_ends_with_the_process_that_took_it_though_its_children_live(process: DaemonProcess) -> None:
+    """They have its descriptors, and would keep the connection open."""
+    command = [sys.executable, "-c", HOLD_AND_FORK, str(process.socket)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        assert parent.stdin is not None
+        child = parent.stdout.readline().split()[1]
+        assert process.line() == "demo 1"
+        parent.kill()
+        parent.wait()
+        assert process.line() == "demo 0"
+        parent.stdin.close()
+        assert parent.stdout.readline().split() == [child, "15.0"]  # It reads on.

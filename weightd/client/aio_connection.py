@@ -108,7 +108,7 @@ class AioConnection:
         raise closed()
 
     def _linked(self) -> AioLink:
-        forks.opening()
+        forks.opening(self.socket)
         if self._closed:
             raise closed()
         if self._link is None or self._link.loop is not asyncio.get_running_loop():

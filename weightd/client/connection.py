@@ -106,7 +106,7 @@ class Connection:
         raise translate(error, self.socket, ref)
 
     def _linked(self) -> Link:
-        forks.opening()  # before the lock, which in a child may be locked forever
+        forks.opening(self.socket)  # before the lock, which in a child may be locked forever
         link = self._link
         if link is None:
             with self._lock:
