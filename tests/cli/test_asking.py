@@ -17,14 +17,16 @@ def test_ls(host: Cli, origin: Origin) -> None:
     ref = origin.url("m/model.safetensors")
     assert host("fetch", ref).code == 0
     lines = host("ls").out.splitlines()
-    assert lines[0].split() == ["REF", "REVISION", "STATE", "SIZE", "FILES", "CHECKED", "SHM", "NVME", "LEASES", "USED"]
+    assert lines[0].split() == [
+        *("REF", "REVISION", "STATE", "POLICY", "SIZE", "FILES", "CHECKED", "SHM", "NVME", "LEASES", "USED")
+    ]
     (line,) = [x for x in lines if x.startswith(ref)]
     assert "size checked" in line
     assert line.count("resident") == 2
-    assert line.split()[2] == "current"
+    assert line.split()[2:4] == ["current", "warm"]
     (model,) = [m for m in host("ls", "--json").objects if m["ref"] == ref]
     assert (model["type"], model["size"], model["leases"], model["shm"]) == ("model", len(MODEL), 0, "resident")
-    assert model["current"] is True
+    assert (model["current"], model["policy"], model["pinned"]) == (True, "warm", False)
     assert 0 < model["last_verified"] == model["files"][0]["last_verified"] <= time.time()  # type: ignore[operator,index]
 
 
@@ -43,7 +45,9 @@ def test_status(host: Cli, served: Served) -> None:
         "lost": 0,
     }
     assert "not verified in the background; oldest verified " in text
-    assert set(status["shm"]) == {"budget", "reserved", "resident", "free"}  # type: ignore[arg-type]
+    assert set(status["shm"]) == {  # type: ignore[arg-type]
+        *("budget", "reserved", "resident", "free", "leased", "pinned", "draining", "kept", "total", "other")
+    }
 
 
 def test_inspect_brings_the_model_and_lists_its_tensors(host: Cli, origin: Origin) -> None:

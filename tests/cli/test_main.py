@@ -50,6 +50,9 @@ USAGE = {
     "tier with to": ("fetch", "a", "--to", "d", "--tier", "shm"),
     "config without to": ("fetch", "a", "--config", "c"),
     "log level": ("serve", "--log-level", "loud"),
+    "evict nothing": ("evict", "--json"),
+    "evict all and one": ("evict", "--all", "a"),
+    "no time between": ("top", "--interval", "0"),
 }
 
 
@@ -70,7 +73,7 @@ REFS = {"s3://b/x": 3, "ftp://h/x": 3, "not a ref": 3, "https://": 3}
 
 
 @pytest.mark.parametrize("ref", REFS)
-@pytest.mark.parametrize("command", ["fetch", "inspect"])
+@pytest.mark.parametrize("command", ["fetch", "load", "inspect", "pin", "unpin", "evict", "rm"])
 def test_a_bad_ref_needs_no_daemon_to_be_refused(cli: Cli, command: str, ref: str) -> None:
     result = cli("--socket", "/nonexistent/w.sock", command, ref, "--json")
     assert result.code == 3
@@ -81,8 +84,15 @@ def test_a_bad_ref_needs_no_daemon_to_be_refused(cli: Cli, command: str, ref: st
     assert error["remedy"]
 
 
-@pytest.mark.parametrize("command", [("ls",), ("status",), ("fetch", "https://h/x"), ("inspect", "https://h/x")])
-def test_without_a_daemon(cli: Cli, tmp_path: Path, command: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    "command",
+    [
+        *([name] for name in ("ls", "status", "leases", "watch")),
+        *([name, "https://h/x"] for name in ("fetch", "load", "inspect", "pin", "unpin", "evict", "rm", "leases")),
+        ["evict", "--all"],
+    ],
+)
+def test_without_a_daemon(cli: Cli, tmp_path: Path, command: list[str]) -> None:
     result = cli("--socket", tmp_path / "w.sock", *command, "--json")
     assert result.code == errors.DaemonUnavailable.exit_code == 8
     line = result.err.splitlines()[-1]
@@ -145,7 +155,8 @@ def test_asking_the_daemon_imports_little() -> None:
     code = """
 import sys
 from weightd.cli.main import run
-assert run(["--socket", "/nonexistent/w.sock", "ls"]) == 8
+for command in (["ls"], ["status"], ["leases"], ["watch"], ["pin", "x"], ["evict", "x"], ["rm", "x"]):
+    assert run(["--socket", "/nonexistent/w.sock", *command]) == 8
 heavy = {"aiohttp", "aiobotocore", "huggingface_hub", "torch", "numpy", "uvloop", "xxhash", "rich", "sqlite3"}
 print(sorted(heavy & set(sys.modules)))
 """

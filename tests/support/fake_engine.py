@@ -176,6 +176,11 @@ class FakeEngine:
             os.fchmod(f.fileno(), 0o440)
         return name
 
+    def fill(self, ref: str) -> None:
+        """From now on the model is being filled."""
+        files = tuple(msgspec.structs.replace(f, shm=Residency.FILLING) for f in self._models[ref].files)
+        self._models[ref] = msgspec.structs.replace(self._models[ref], files=files)
+
     def close(self) -> None:
         for name in self._segments:
             posix_ipc.unlink_shared_memory(name)

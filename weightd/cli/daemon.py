@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from weightd.client.client import Client
-from weightd.client.types import ModelInfo, StatusInfo, TierInfo
+from weightd.client.types import LeaseInfo, ModelInfo, StatusInfo, TransferInfo
 
 
 def connect(socket: str | None) -> Client:
@@ -25,6 +25,8 @@ def model_fields(model: ModelInfo) -> dict[str, object]:
         "verification": model.verification.name.lower(),
         "shm": model.shm.name.lower(),
         "nvme": model.nvme.name.lower(),
+        "policy": model.policy.value,
+        "pinned": model.pinned,
         "leases": model.leases,
         "last_used": model.last_used,
         "last_verified": model.last_verified,
@@ -53,8 +55,8 @@ def status_fields(status: StatusInfo, socket: str) -> dict[str, object]:
         "uptime": status.uptime,
         "socket": socket,
         "state_directory": status.state_directory,
-        "shm": _tier_fields(status.shm),
-        "nvme": _tier_fields(status.nvme),
+        "shm": msgspec.structs.asdict(status.shm),
+        "nvme": msgspec.structs.asdict(status.nvme),
         "leases": status.leases,
         "models": status.models,
         "transfers": status.transfers,
@@ -67,8 +69,35 @@ def status_fields(status: StatusInfo, socket: str) -> dict[str, object]:
             "lost": status.verify.lost,
         },
         "quotas": [msgspec.structs.asdict(quota) for quota in status.quotas],
+        "counters": msgspec.structs.asdict(status.counters),
+        "transfers_under_way": [_transfer_fields(t) for t in status.under_way],
     }
 
 
-def _tier_fields(tier: TierInfo) -> dict[str, int]:
-    return {"budget": tier.budget, "reserved": tier.reserved, "resident": tier.resident, "free": tier.free}
+def _transfer_fields(transfer: TransferInfo) -> dict[str, object]:
+    return {
+        "ref": transfer.ref,
+        "phase": transfer.phase.name.lower(),
+        "bytes_done": transfer.done,
+        "bytes_total": transfer.total,
+        "bytes_per_second": round(transfer.rate),
+        "urgent": transfer.urgent,
+    }
+
+
+def lease_fields(lease: LeaseInfo) -> dict[str, object]:
+    """For JSON; `uid` is null where the kernel does not say it."""
+    holder = lease.holder
+    return {
+        "ref": lease.ref,
+        "revision": lease.revision,
+        "since": lease.since,
+        "waiting": lease.waiting,
+        "pid": holder.pid,
+        "started": holder.started,
+        "command": holder.command,
+        "cgroup": holder.cgroup,
+        "pod": holder.pod,
+        "confirmed": holder.confirmed,
+        "uid": holder.uid if holder.confirmed else None,
+    }

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -11,8 +9,6 @@ import click
 
 from weightd.cli.progress import Reporter, reporter
 from weightd.cli.stop import sigterm_raises
-from weightd.cli.text import CHECKED, count
-from weightd.core.budget import human
 from weightd.core.digest import parse_digest
 from weightd.core.refs import parse_ref
 
@@ -23,7 +19,11 @@ from weightd.core.refs import parse_ref
     "--to", "directory", metavar="DIR", type=click.Path(path_type=Path), help="Leave the files here; needs no daemon."
 )
 @click.option("--sha256", metavar="HEX", help="Expected digest, for one ref of a single file.")
-@click.option("--tier", type=click.Choice(["shm", "nvme"]), help="The fastest tier wanted. Default: shm.")
+@click.option(
+    "--tier",
+    type=click.Choice(["shm", "nvme"]),
+    help="The fastest tier wanted. Default: shm; nvme of a cold model.",
+)
 @click.option(
     "--config", metavar="FILE", type=click.Path(path_type=Path), help="With --to: named models and [fetch] from here."
 )
@@ -58,22 +58,14 @@ def command(
 
             export(refs, directory, digest, config, report)
         else:
-            _through_daemon(socket, refs, sha256, tier or "shm", report)
+            _through_daemon(socket, refs, sha256, tier, report)
 
 
 def _through_daemon(
-    socket: str | None, refs: tuple[str, ...], sha256: str | None, tier: Literal["shm", "nvme"], report: Reporter
+    socket: str | None, refs: tuple[str, ...], sha256: str | None, tier: Literal["shm", "nvme"] | None, report: Reporter
 ) -> None:
-    from weightd.cli.daemon import connect, model_fields
+    from weightd.cli.bring import bring
+    from weightd.cli.daemon import connect
 
     with sigterm_raises(), connect(socket) as client:
-        for ref in refs:
-            shown = parse_ref(ref).shown
-            began = time.monotonic()
-            model = client.fetch(ref, sha256, tier, partial(report.update, shown))
-            took = time.monotonic() - began
-            text = (
-                f"{shown}: {count(len(model.files), 'file')}, {human(model.size)}, {CHECKED[model.verification]}, "
-                f"in {took:.1f} s: {model.directory}"
-            )
-            report.result({"type": "model", **model_fields(model), "seconds": round(took, 3)}, text)
+        bring(refs, lambda ref, on_progress: client.fetch(ref, sha256, tier, on_progress), report)

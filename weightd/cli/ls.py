@@ -6,7 +6,7 @@ import click
 
 from weightd.cli.daemon import connect, model_fields
 from weightd.cli.progress import emit
-from weightd.cli.text import CHECKED, ago, columns
+from weightd.cli.text import CHECKED, ago, columns, policy
 from weightd.core.budget import human
 
 
@@ -30,6 +30,7 @@ def command(socket: str | None, as_json: bool) -> None:
             m.ref,
             m.revision,
             "current" if m.current else "old",
+            policy(m),
             human(m.size),
             str(len(m.files)),
             CHECKED[m.verification],
@@ -40,5 +41,5 @@ def command(socket: str | None, as_json: bool) -> None:
         )
         for m in models
     ]
-    header = ("REF", "REVISION", "STATE", "SIZE", "FILES", "CHECKED", "SHM", "NVME", "LEASES", "USED")
-    columns(header, rows, right=(3, 4, 8))
+    header = ("REF", "REVISION", "STATE", "POLICY", "SIZE", "FILES", "CHECKED", "SHM", "NVME", "LEASES", "USED")
+    columns(header, rows, right=(4, 5, 9), shrink={0: 24}, drop=(1, 5, 6, 2, 8))

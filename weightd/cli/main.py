@@ -6,7 +6,6 @@ Subcommands are imported when they are called, so that `weightd ls` never pays f
 from __future__ import annotations
 
 import importlib
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from typing import Final, NoReturn
 
 import click
 
+from weightd.cli.faults import fail
 from weightd.cli.stop import Terminated
 from weightd.core.errors import WeightdError
 from weightd.version import __version__
@@ -21,8 +21,16 @@ from weightd.version import __version__
 COMMANDS: Final = {
     "serve": "Run the daemon.",
     "fetch": "Bring models onto this host, or into a directory.",
+    "load": "Bring models that the daemon holds into shared memory.",
     "ls": "List the models on this host.",
     "status": "Show what the daemon holds and what room is left.",
+    "leases": "List who uses which model.",
+    "top": "Show models, tiers, leases and rates, live.",
+    "watch": "Follow what happens.",
+    "pin": "Keep models where they are, whatever else needs room.",
+    "unpin": "Let models go again when room is needed.",
+    "evict": "Drop models from shared memory.",
+    "rm": "Drop models from this host.",
     "verify": "Check again what is at rest, and repair it.",
     "inspect": "List the tensors of a model.",
     "link": "Lay a model out as a Hugging Face cache.",
@@ -91,18 +99,18 @@ def run(arguments: list[str]) -> int:
     except click.UsageError as e:
         if e.ctx is not None:
             click.echo(e.ctx.get_usage(), err=True)
-        return _fail(as_json, "UsageError", e.format_message(), 2)
+        return fail(as_json, "UsageError", e.format_message(), 2)
     except click.ClickException as e:
-        return _fail(as_json, "UsageError", e.format_message(), 2)
+        return fail(as_json, "UsageError", e.format_message(), 2)
     except KeyboardInterrupt:
         if sys.stderr.isatty():
             # The terminal has shown ^C on this line.
             click.echo(err=True)
-        return _fail(as_json, "Interrupted", "interrupted", 130)
+        return fail(as_json, "Interrupted", "interrupted", 130)
     except Terminated:
-        return _fail(as_json, "Terminated", "ended by SIGTERM", 143)
+        return fail(as_json, "Terminated", "ended by SIGTERM", 143)
     except WeightdError as e:
-        return _fail(as_json, type(e).__name__, str(e), e.exit_code, e)
+        return fail(as_json, type(e).__name__, str(e), e.exit_code, e)
     except BrokenPipeError:
         # Whoever read our output has gone; what is still buffered has nowhere to go.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -111,13 +119,4 @@ def run(arguments: list[str]) -> int:
         if os.environ.get(DEBUG):
             raise
         text = f"internal error: {type(e).__name__}: {e}. This is a bug in weightd; {DEBUG}=1 shows where"
-        return _fail(as_json, "InternalError", text, 1)
-
-
-def _fail(as_json: bool, kind: str, line: str, code: int, error: WeightdError | None = None) -> int:
-    click.echo(f"weightd: error: {' '.join(line.splitlines())}", err=True)
-    if as_json:
-        parts = error or WeightdError(line)
-        fields = {"message": parts.message, "ref": parts.ref, "file": parts.file, "remedy": parts.remedy}
-        click.echo(json.dumps({"type": "error", "kind": kind, **fields, "exit_code": code}))
-    return code
+        return fail(as_json, "InternalError", text, 1)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import click
 
+from weightd.client.types import Holder, ModelInfo
 from weightd.core.budget import human
 from weightd.core.verification import Verification
 
@@ -20,12 +23,74 @@ CHECKED: Final = {
 """Only what was compared with something given is called verified."""
 
 
-def columns(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> None:
-    """Print aligned columns, two spaces apart; `right` are the indexes of those that align right."""
-    widths = [max(len(r[i]) for r in [header, *rows]) for i in range(len(header))]
-    for row in [header, *rows]:
-        cells = [c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
-        click.echo("  ".join(cells).rstrip())
+def columns(
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    right: Sequence[int] = (),
+    shrink: Mapping[int, int] | None = None,
+    drop: Sequence[int] = (),
+) -> None:
+    """Print aligned columns, two spaces apart; `right` are the indexes of those that align right.
+
+    A terminal that is too narrow gets columns in `drop` dropped, in this order, and those in `shrink` shortened to the
+    width given there at the least; whoever pipes gets all of it.
+    """
+    lines = [[printable(cell) for cell in row] for row in [header, *rows]]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    shown = list(range(len(header)))
+    if sys.stdout.isatty():
+        _fit(widths, shown, shrink or {}, drop, shutil.get_terminal_size().columns)
+    for line in lines:
+        cells = [shorten(line[i], widths[i]) for i in shown]
+        aligned = [c.rjust(widths[i]) if i in right else c.ljust(widths[i]) for i, c in zip(shown, cells, strict=True)]
+        click.echo("  ".join(aligned).rstrip())
+
+
+def _fit(widths: list[int], shown: list[int], shrink: Mapping[int, int], drop: Sequence[int], room: int) -> None:
+    """Drops as few as need be, then shortens, the widest first: what is short stays whole."""
+    least = [min(width, shrink.get(i, width)) for i, width in enumerate(widths)]
+    for i in drop:
+        if _width(least, shown) > room:
+            shown.remove(i)
+    for _ in range(_width(widths, shown) - room):
+        wide = max((i for i in shown if widths[i] > least[i]), key=widths.__getitem__, default=None)
+        if wide is None:
+            return
+        widths[wide] -= 1
+
+
+def _width(widths: Sequence[int], shown: Sequence[int]) -> int:
+    return sum(widths[i] for i in shown) + 2 * (len(shown) - 1)
+
+
+def printable(text: str) -> str:
+    """Without what would move the cursor, break the line or turn the direction of writing."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else " " for c in text)
+
+
+def shorten(text: str, width: int) -> str:
+    """At most `width` characters: cut in the middle, since refs differ in their ends and begin with what they are."""
+    if len(text) <= width:
+        return text
+    if width < 4:
+        return text[:width]
+    tail = (width - 1) * 3 // 5
+    return f"{text[: width - 1 - tail]}…{text[len(text) - tail :]}"
+
+
+def place(holder: Holder) -> str:
+    """Where a holder runs, in few characters: its pod, else the last part of its cgroup's path."""
+    return holder.pod or holder.cgroup.rstrip("/").rpartition("/")[2]
+
+
+def process_id(holder: Holder) -> str:
+    """With a question mark where only the process itself says so."""
+    return f"{holder.pid or ''}{'' if holder.confirmed else '?'}"
+
+
+def policy(model: ModelInfo) -> str:
+    """ "warm", "warm, pinned"."""
+    return f"{model.policy.value}, pinned" if model.pinned else model.policy.value
 
 
 def ago(then: float, now: float | None = None) -> str:
@@ -51,3 +116,8 @@ def rate(bytes_per_second: float) -> str:
 def count(number: int, noun: str) -> str:
     """ "1 file", "2 files"."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def share(part: float, whole: float) -> str:
+    """ "45 %"; "" of nothing."""
+    return f"{100 * part / whole:.0f} %" if whole > 0 else ""

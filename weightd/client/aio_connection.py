@@ -12,7 +12,7 @@ from weightd.client import forks
 from weightd.client.address import target
 from weightd.client.faults import closed, is_stale, translate
 from weightd.client.link import OPTIONS
-from weightd.wire.methods import Method
+from weightd.wire.methods import Method, begun
 from weightd.wire.runtime import grpc
 
 T = TypeVar("T")
@@ -131,9 +131,7 @@ class AioStream:
     async def begin(self, headers: bool) -> None:
         """Wait for the first message or the headers. Raises RpcError as it is, for whoever may try again."""
         try:
-            if headers:
-                await self._call.initial_metadata()
-            if not headers or self._call.done():
+            if not headers or not begun(await self._call.initial_metadata()):
                 first = await self._call.read()
                 self._first.append(None if first is grpc.aio.EOF else first)
         except BaseException:

@@ -14,7 +14,7 @@ from weightd.client.address import target
 from weightd.client.faults import closed, is_stale, timed_out, translate
 from weightd.client.link import OPTIONS
 from weightd.core.errors import WeightdError
-from weightd.wire.methods import Method
+from weightd.wire.methods import Method, begun
 from weightd.wire.runtime import grpc
 
 T = TypeVar("T")
@@ -141,9 +141,7 @@ class Stream:
     def begin(self, headers: bool) -> None:
         """Wait for the first message or the headers. Raises RpcError as it is, for whoever may try again."""
         try:
-            if headers:
-                self._call.initial_metadata()
-            if not headers or not self._call.is_active():
+            if not headers or not begun(self._call.initial_metadata()):
                 self._first = iter([next(self._call)])
         except StopIteration:
             pass

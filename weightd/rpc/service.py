@@ -120,7 +120,7 @@ class Service:
         coming = asyncio.ensure_future(_next(events))
         try:
             await asyncio.sleep(0)  # lets the iterator begin, and with it the listening
-            await context.send_initial_metadata(())
+            await context.send_initial_metadata((methods.BEGUN,))
             while (event := await self._unless(drained, coming)) is not None:
                 await context.write(event_to_pb(event).SerializeToString())
                 coming = asyncio.ensure_future(_next(events))

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Final, NamedTuple
 
 from weightd.wire.gen import weightd_pb2 as pb
 
 SERVICE: Final = "weightd.v1.Weightd"
+
+BEGUN: Final = ("weightd-begun", "1")
+"""In the headers of a stream that is silent at first, once it listens. A call that never reached a daemon has headers
+too, which are empty, and may seem to go on for a moment after they came."""
 
 
 class Method(NamedTuple):
@@ -35,3 +40,8 @@ UNPIN: Final = Method("Unpin", pb.UnpinRequest, pb.UnpinResponse)
 EVICT: Final = Method("Evict", pb.EvictRequest, pb.EvictResponse)
 REMOVE: Final = Method("Remove", pb.RemoveRequest, pb.RemoveResponse)
 LIST_LEASES: Final = Method("ListLeases", pb.ListLeasesRequest, pb.ListLeasesResponse)
+
+
+def begun(headers: Iterable[tuple[str, Any]] | None) -> bool:
+    """Whether a daemon has sent these."""
+    return any(key == BEGUN[0] for key, _ in headers or ())
