@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
+from tests.client.twins import NAMES, TWINS, Threaded
 from tests.support.fake_engine import DEMO, REF, fetching
 from tests.support.serving import Served, until
-from weightd import AsyncClient, Client, Lease, errors
+from weightd import AsyncClient, Lease, errors
 from weightd.client.convert import model_info, status_info
 from weightd.client.types import (
     CopyState,
@@ -36,43 +36,16 @@ from weightd.engine.api import Holder as engine_holder
 from weightd.engine.api import LeaseState, Tier, TransferState
 from weightd.wire.gen import weightd_pb2 as pb
 
-Verb = Callable[..., Awaitable[Any]]
-
-
-class Threaded:
-    """The synchronous client with every verb in a thread, as the asynchronous one looks."""
-
-    def __init__(self, socket: Path) -> None:
-        self.real = Client(socket)
-
-    def __getattr__(self, name: str) -> Verb:
-        async def verb(*args: Any, **kwargs: Any) -> Any:
-            return await asyncio.to_thread(getattr(self.real, name), *args, **kwargs)
-
-        return verb
-
-
-class Awaited:
-    """The asynchronous client, whose watch is entered when made."""
-
-    def __init__(self, socket: Path) -> None:
-        self.real = AsyncClient(socket)
-
-    def __getattr__(self, name: str) -> Verb:
-        return getattr(self.real, name)  # type: ignore[no-any-return]
-
-    async def watch(self) -> Any:
-        return await self.real.watch().__aenter__()
-
 
 async def next_of(events: Any) -> Any:
     """The next event of either kind of watch."""
     return await anext(events) if hasattr(events, "__anext__") else await asyncio.to_thread(next, events, None)
 
 
-@pytest.fixture(params=[Threaded, Awaited], ids=["Client", "AsyncClient"])
+@pytest.fixture(params=TWINS, ids=NAMES)
 async def client(request: pytest.FixtureRequest, daemon: Served) -> AsyncIterator[Any]:
-    it = request.param(daemon.socket)
+    """Tells at once when its daemon ends; tests/client/test_reconnect.py has one that does not."""
+    it = request.param(daemon.socket, reconnect=0)
     yield it
     await it.close()
 

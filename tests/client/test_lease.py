@@ -16,7 +16,7 @@ import pytest
 from tests.support.fake_engine import DEMO, REF, floats, safetensors
 from tests.support.serving import Served
 from weightd import AsyncClient, Lease, errors
-from weightd.client.mapping import map_private, map_shared
+from weightd.client.mapping import Place, map_private, map_shared
 from weightd.core.verification import Verification
 
 
@@ -190,12 +190,12 @@ async def test_a_segment_that_is_gone_or_of_another_size(daemon: Served, client:
     async with await acquire(daemon, client, {"w.bin": b"0123456789"}) as lease:
         name = lease.file("w.bin").segment
         with pytest.raises(errors.SizeMismatch, match="10 bytes"):
-            map_shared(name, 0, 11)
+            map_shared(Place(name), 11)
         with pytest.raises(errors.SizeMismatch):
-            map_shared(name, 0, 9)
-        assert len(map_shared(name, 0, 10)) == 10
+            map_shared(Place(name), 9)
+        assert len(map_shared(Place(name), 10)) == 10
     with pytest.raises(errors.LeaseEnded, match="gone"):
-        map_shared("/weightd-test-no-such-segment", 0, 1)
+        map_shared(Place("/weightd-test-no-such-segment"), 1)
 
 
 def test_a_file_within_a_segment_and_a_private_map(lease: Lease) -> None:
@@ -206,15 +206,15 @@ def test_a_file_within_a_segment_and_a_private_map(lease: Lease) -> None:
         with os.fdopen(shm.fd, "wb") as f:
             f.write(b"x" * (page + 5) + b"hello" + b"y" * 100)
         for offset, length, expected in ((page + 5, 5, b"hello"), (page, 6, b"xxxxxh"), (3, 2, b"xx")):
-            assert bytes(map_shared(name, offset, length)) == expected
-        private = map_private(name, page + 5, 5)
+            assert bytes(map_shared(Place(name, offset), length)) == expected
+        private = map_private(Place(name, page + 5), 5)
         private[0:1] = b"J"
         assert bytes(private) == b"Jello"
-        assert bytes(map_shared(name, page + 5, 5)) == b"hello"
+        assert bytes(map_shared(Place(name, page + 5), 5)) == b"hello"
     finally:
         posix_ipc.unlink_shared_memory(name)
 
 
 def test_an_empty_file_needs_no_segment() -> None:
-    assert map_shared("", 0, 0).readonly
-    assert not map_private("", 0, 0).readonly
+    assert map_shared(Place(""), 0).readonly
+    assert not map_private(Place(""), 0).readonly

@@ -150,7 +150,7 @@ def test_a_client_goes_on_with_the_next_daemon(process: DaemonProcess) -> None:
 
 
 async def test_an_asynchronous_client_goes_on_as_well(process: DaemonProcess) -> None:
-    async with AsyncClient(process.socket) as client:
+    async with AsyncClient(process.socket, reconnect=0) as client:
         await client.status()
         process.kill()
         with pytest.raises(errors.DaemonUnavailable):
@@ -161,7 +161,7 @@ async def test_an_asynchronous_client_goes_on_as_well(process: DaemonProcess) ->
 
 
 def test_a_drained_daemon_ends_cleanly(process: DaemonProcess) -> None:
-    with Client(process.socket) as client:
+    with Client(process.socket, reconnect=0) as client:
         lease = client.acquire(REF)
         view = lease["a"]
         watch = client.watch()

@@ -1,18 +1,19 @@
 """A small engine in memory, with real segments, for tests of the RPC service and the client.
 
-As a program, it serves on the socket given: `python -m tests.support.fake_engine SOCKET DIRECTORY [MODE]`. It prints
-"ready", then one line for each lease taken or released, and drains on SIGTERM.
+As a program, it serves on the socket given: `python -m tests.support.fake_engine SOCKET DIRECTORY [OPTIONS]`. It prints
+"ready", then one line for each lease taken or released, and drains on SIGTERM. With --gate, acquires and fetches give
+progress and no answer, and the model is not in shared memory, until SIGUSR1.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import hashlib
 import itertools
 import json
 import os
 import signal
-import sys
 from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 
@@ -20,7 +21,15 @@ import msgspec
 import posix_ipc
 
 from weightd.core.digest import Digest, digest_of
-from weightd.core.errors import ModelLeased, ModelNotFound, ModelPinned, Precondition, WeightdError
+from weightd.core.errors import (
+    AccessDenied,
+    Draining,
+    ModelLeased,
+    ModelNotFound,
+    ModelPinned,
+    Precondition,
+    WeightdError,
+)
 from weightd.core.lifecycle import DaemonState, Residency
 from weightd.core.manifest import FileSpec, Manifest, make_manifest
 from weightd.core.policy import Policy
@@ -51,6 +60,7 @@ from weightd.engine.api import (
 from weightd.rpc.server import make_server
 
 REF = "demo"
+REVISION = "0123456789abcdef"
 _count = itertools.count()
 
 
@@ -117,8 +127,10 @@ class FakeEngine:
     """Implements EngineApi. `add` puts a model into real segments; `close` unlinks them.
 
     `fail` is raised by every call that is given a ref. `steps` is the progress before an answer; with `gate` the
-    answer waits until it is set. `leases` counts, and lists; `wait_leases` waits for a count. `revisions`: those that
-    acquires have named. What `status` says is settable; `draining` is what an eviction leaves so.
+    answer waits until it is set, and the model, or those of `gated`, is filling until then; `drain` ends who waits.
+    `leases` counts, and lists; `wait_leases` waits for a count. `revisions`: those that acquires have named; with
+    `forgetful`, as by a daemon that knows nothing of it, in vain. What `status` says is settable; `draining` is what an
+    eviction leaves so. `adopt`: see `add`.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -133,6 +145,10 @@ class FakeEngine:
         self.pinned: set[str] = set()
         self.segment_directory = ""
         self.draining = 0
+        self.adopt = False
+        self.forgetful = False
+        self.gated: set[str] = set()
+        self._drained = asyncio.Event()
         self.shm = TierStatus(100, 1, 20, 79, leased=15, pinned=10, draining=4, total=200, other=3)
         self.nvme = TierStatus(1000, 0, 20, 880, kept=5, total=2000, other=100)
         self.counters = Counters(10, 20, 30, 25, 3, 1)
@@ -146,17 +162,19 @@ class FakeEngine:
         self._watchers: list[asyncio.Queue[Event]] = []
         self._waiters: list[tuple[str, int, asyncio.Future[None]]] = []
 
-    def add(self, ref: str, files: dict[str, bytes], revision: str = "0123456789abcdef") -> ModelState:
-        """A model that is resident; a file of 0 bytes has no segment."""
+    def add(self, ref: str, files: dict[str, bytes], revision: str = REVISION) -> ModelState:
+        """A model that is resident; a file of 0 bytes has no segment. With `adopt`, in the segments that an earlier
+        engine left, as its symlinks say."""
         directory = self.directory / parse_ref(ref).key
         directory.mkdir(parents=True, exist_ok=True)
         states = []
         for path, data in files.items():
-            segment = self._segment(data)
             link = directory / path
+            segment = f"/{link.resolve().name}" if self.adopt and link.is_symlink() and link.exists() else ""
+            segment = segment or self._segment(data)
             link.unlink(missing_ok=True)
             if segment:
-                link.symlink_to(f"/dev/shm{segment}")
+                link.symlink_to(Path(self.segment_directory or "/dev/shm") / segment[1:])
             else:
                 link.touch()
             states.append(_file_state(path, data, segment))
@@ -169,9 +187,12 @@ class FakeEngine:
         if not data:
             return ""
         name = f"/weightd-test-{os.getpid()}-{next(_count)}"
-        shm = posix_ipc.SharedMemory(name, posix_ipc.O_CREX, mode=0o600)
+        if self.segment_directory:
+            fd = os.open(self.segment_directory + name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+        else:
+            fd = posix_ipc.SharedMemory(name, posix_ipc.O_CREX, mode=0o600).fd
         self._segments.append(name)
-        with os.fdopen(shm.fd, "wb") as f:
+        with os.fdopen(fd, "wb") as f:
             f.write(data)
             os.fchmod(f.fileno(), 0o440)
         return name
@@ -181,10 +202,21 @@ class FakeEngine:
         files = tuple(msgspec.structs.replace(f, shm=Residency.FILLING) for f in self._models[ref].files)
         self._models[ref] = msgspec.structs.replace(self._models[ref], files=files)
 
-    def close(self) -> None:
-        for name in self._segments:
+    def _unlink(self, name: str) -> None:
+        self._segments.remove(name)
+        if self.segment_directory:
+            os.unlink(self.segment_directory + name)
+        else:
             posix_ipc.unlink_shared_memory(name)
-        self._segments.clear()
+
+    def drain(self) -> None:
+        """Who waits for an answer is told."""
+        self._drained.set()
+
+    def close(self) -> None:
+        """Adopted segments, and those to be adopted, stay."""
+        while self._segments and not self.adopt:
+            self._unlink(self._segments[-1])
 
     def changed(self, ref: str, by: int, kind: EventKind) -> None:
         self.leases[ref] += by
@@ -243,7 +275,7 @@ class FakeEngine:
         try:
             async for progress in self._progress(ref):
                 yield progress
-            self.model(ref, revision)
+            self.model(ref, "" if self.forgetful else revision)
         except BaseException:
             del self.leases.states[number]
             raise
@@ -266,8 +298,7 @@ class FakeEngine:
         model = self._unclaimed(ref)
         resident = [f for f in model.files if f.shm is Residency.RESIDENT]
         for name in (f.segment for f in resident if f.segment):
-            posix_ipc.unlink_shared_memory(name)
-            self._segments.remove(name)
+            self._unlink(name)
         files = tuple(msgspec.structs.replace(f, shm=Residency.ABSENT, segment="") for f in model.files)
         self._models[ref] = msgspec.structs.replace(model, files=files)
         self.emit(Event(EventKind.EVICTED, ref, model.revision, 2.5, "asked for"))
@@ -302,12 +333,25 @@ class FakeEngine:
         try:
             for step in self.steps:
                 yield step
-            if self.gate is not None:
+            if self.gate is not None and self._waits(ref):
                 self.waiting += 1
-                await self.gate.wait()
+                await self._until_either(self.gate)
             self._check(ref)
         finally:
             self.closed_iterators += 1
+
+    def _waits(self, ref: str) -> bool:
+        return self.gate is not None and not self.gate.is_set() and (not self.gated or ref in self.gated)
+
+    async def _until_either(self, gate: asyncio.Event) -> None:
+        waits = [asyncio.ensure_future(event.wait()) for event in (gate, self._drained)]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+        if self._drained.is_set():
+            raise Draining("the daemon is stopping", remedy="Try again when it has been started again.")
 
     def models(self) -> list[ModelState]:
         return [self.model(ref) for ref in self._models]
@@ -316,8 +360,12 @@ class FakeEngine:
         self._check(ref)
         if revision not in ("", self._models[ref].revision):
             raise ModelNotFound("no such revision", ref=ref)
+        files = self._models[ref].files
+        if self._waits(ref):
+            files = tuple(msgspec.structs.replace(f, shm=Residency.FILLING) for f in files)
         return msgspec.structs.replace(
             self._models[ref],
+            files=files,
             leases=self.leases[ref],
             policy=self.policies.get(ref, Policy.WARM),
             pinned=ref in self.pinned,
@@ -376,20 +424,53 @@ def fetching(done: int, total: int = 100) -> Progress:
     return Progress(Phase.FETCHING, done, total, rate=50.0, seconds_left=(total - done) / 50, files=files)
 
 
-async def _serve(socket: str, directory: str, mode: str = "0660") -> None:
-    engine = FakeEngine(Path(directory))
-    try:
-        engine.add(REF, DEMO)
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("socket")
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--mode", default="0660")
+    parser.add_argument("--adopt", action="store_true", help="segments of an earlier one, and leave them")
+    parser.add_argument("--revision", default=REVISION)
+    parser.add_argument("--empty", action="store_true", help="without the model")
+    parser.add_argument("--denied", action="store_true", help="refuses every ref")
+    parser.add_argument("--forgetful", action="store_true", help="leases what is current, whatever was asked for")
+    parser.add_argument("--gate", action="store_true", help="until SIGUSR1")
+    parser.add_argument("--quiet", action="store_true", help="no lines but ready")
+    parser.add_argument("--segments", default="", help="a directory of segments")
+    return parser.parse_args()
+
+
+def _made(options: argparse.Namespace) -> FakeEngine:
+    engine = FakeEngine(options.directory)
+    engine.adopt, engine.segment_directory = options.adopt, options.segments
+    engine.forgetful = options.forgetful
+    if not options.empty:
+        engine.add(REF, DEMO, options.revision)
+    if options.denied:
+        engine.fail = AccessDenied("not for you")
+    if not options.quiet:
         engine.on_lease = lambda ref, count: print(f"{ref} {count}", flush=True)
-        server = await make_server(engine, socket, mode=int(mode, 8))
+    if options.gate:
+        engine.gate = asyncio.Event()
+        engine.steps = [fetching(10)]
+        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, engine.gate.set)
+    return engine
+
+
+async def _serve(options: argparse.Namespace) -> None:
+    engine = _made(options)
+    try:
+        server = await make_server(engine, options.socket, mode=int(options.mode, 8))
         stop = asyncio.Event()
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
         print("ready", flush=True)
         await stop.wait()
+        await server.drain()
+        engine.drain()
         await server.stop(5)
     finally:
         engine.close()
 
 
 if __name__ == "__main__":
-    asyncio.run(_serve(*sys.argv[1:]))
+    asyncio.run(_serve(_options()))

@@ -53,24 +53,28 @@ async def served(directory: Path) -> AsyncIterator[Served]:
 
 
 class DaemonProcess:
-    """The fake engine as a program. What a killed one leaves in shared memory, `close` removes."""
+    """The fake engine as a program, with its options. What a killed one leaves in shared memory, `close` removes."""
 
-    def __init__(self, directory: Path, mode: str = "0660") -> None:
+    def __init__(self, directory: Path, *options: str) -> None:
         self.directory = directory
         self.socket = directory / "s"
-        self.mode = mode
         self.pids: list[int] = []
-        self.process = self._start()
+        self.process = self._started(*options)
 
-    def _start(self) -> subprocess.Popen[str]:
+    def start(self, *options: str) -> None:
+        """Another one, after the last has ended."""
+        self._end_output()
+        self.process = self._started(*options)
+
+    def _started(self, *options: str) -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.fake_engine", self.socket, self.directory / "models", self.mode],
+            [sys.executable, "-m", "tests.support.fake_engine", self.socket, self.directory / "models", *options],
             stdout=subprocess.PIPE,
             text=True,
         )
         self.pids.append(process.pid)
-        self.process = process
-        assert self.line() == "ready"
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
         return process
 
     def line(self) -> str:
@@ -82,15 +86,22 @@ class DaemonProcess:
         self.process.kill()
         self.process.wait()
 
-    def restart(self) -> None:
+    def restart(self, *options: str) -> None:
+        """After SIGKILL."""
         self.kill()
-        self._end_output()
-        self._start()
+        self.start(*options)
+
+    def begin_to_terminate(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
 
     def terminate(self) -> int:
         """Drains; its exit status."""
-        self.process.send_signal(signal.SIGTERM)
+        self.begin_to_terminate()
         return self.process.wait(20)
+
+    def open_gate(self) -> None:
+        """See --gate."""
+        self.process.send_signal(signal.SIGUSR1)
 
     def close(self) -> None:
         if self.process.poll() is None:

@@ -9,8 +9,8 @@ from weightd.client.types import LeaseInfo, ModelInfo, StatusInfo, TransferInfo
 
 
 def connect(socket: str | None) -> Client:
-    """Opens nothing yet."""
-    return Client(socket)
+    """Opens nothing yet. A command says at once that its daemon ended: who waits for another one calls again."""
+    return Client(socket, reconnect=0)
 
 
 def model_fields(model: ModelInfo) -> dict[str, object]:

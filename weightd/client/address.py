@@ -33,6 +33,12 @@ def socket_path(given: str | os.PathLike[str] | None = None) -> Path:
     return path
 
 
+def segment_directory(given: str | os.PathLike[str] | None = None) -> str:
+    """Where this process sees the daemon's segments: `given`, or WEIGHTD_SHM; empty where the daemon says it."""
+    text = os.fspath(given) if given is not None else os.environ.get("WEIGHTD_SHM", "")
+    return os.path.abspath(text) if text else ""
+
+
 def _check_owner(path: Path) -> None:
     """Below /tmp anybody may have made the directory first, and would be asked for weights."""
     uid = os.getuid()

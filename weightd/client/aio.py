@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
-from collections.abc import AsyncGenerator, Callable, Generator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from types import TracebackType
 from typing import Any
 
 from weightd.client import convert
-from weightd.client.address import socket_path
+from weightd.client.address import segment_directory, socket_path
+from weightd.client.again import RECONNECT
 from weightd.client.aio_connection import AioConnection, AioStream
+from weightd.client.aio_regain import AioRegainer
+from weightd.client.aio_waiting import AioWaiting
 from weightd.client.client import OnProgress, report
 from weightd.client.faults import timed_out, unfinished
+from weightd.client.files import Claim
+from weightd.client.hold import Hold
+from weightd.client.holder import this_process
 from weightd.client.lease import Lease
 from weightd.client.link import ANSWER_LIMIT
 from weightd.client.types import EventInfo, Evicted, FileCheck, LeaseInfo, ManifestInfo, ModelInfo, StatusInfo, Tier
 from weightd.core.errors import WeightdError
 from weightd.wire import methods
 from weightd.wire.gen import weightd_pb2 as pb
+from weightd.wire.methods import Method
 
 
 class AsyncClient:
@@ -27,9 +35,18 @@ class AsyncClient:
     A lease is `await client.acquire(ref)`, or `async with client.acquire(ref) as lease`.
     """
 
-    def __init__(self, socket: str | os.PathLike[str] | None = None) -> None:
+    def __init__(
+        self,
+        socket: str | os.PathLike[str] | None = None,
+        *,
+        reconnect: float = RECONNECT,
+        shm: str | os.PathLike[str] | None = None,
+    ) -> None:
         self.socket = socket_path(socket)
+        self._reconnect = reconnect
+        self._shm = segment_directory(shm)
         self._connection = AioConnection(self.socket)
+        self._regainer = AioRegainer(self._connection)
 
     async def resolve(self, ref: str) -> ManifestInfo:
         """See `Client.resolve`."""
@@ -41,14 +58,17 @@ class AsyncClient:
     ) -> ModelInfo:
         """See `Client.fetch`. Cancelling it stops a fetch that nobody else waits for."""
         request = convert.fetch_request(ref, sha256, tier)
-        async with await self._connection.stream(methods.FETCH, request, ref) as events:
+        async with self._waiting(methods.FETCH, request, ref) as events:
             return await _followed(events, ref, on_progress)
 
     async def load(self, ref: str, on_progress: OnProgress | None = None) -> ModelInfo:
         """See `Client.load`."""
         request = pb.LoadRequest(ref=convert.checked_ref(ref))
-        async with await self._connection.stream(methods.LOAD, request, ref) as events:
+        async with self._waiting(methods.LOAD, request, ref) as events:
             return await _followed(events, ref, on_progress)
+
+    def _waiting(self, method: Method, request: Any, ref: str) -> AioWaiting:
+        return AioWaiting(self._connection, method, request, ref, reconnect=self._reconnect)
 
     async def pin(self, ref: str) -> ModelInfo:
         """See `Client.pin`."""
@@ -87,9 +107,36 @@ class AsyncClient:
                 elif on_progress is not None:
                     on_progress(event.progress.bytes_done, event.progress.bytes_total)
 
-    def acquire(self, ref: str, on_progress: OnProgress | None = None, timeout: float | None = None) -> Acquiring:
+    def acquire(
+        self,
+        ref: str,
+        on_progress: OnProgress | None = None,
+        timeout: float | None = None,
+        *,
+        prefault: bool = False,
+    ) -> Acquiring:
         """See `Client.acquire`. Await it, or enter it with `async with`."""
-        return Acquiring(self._connection, convert.checked_ref(ref), on_progress, timeout)
+        asking = functools.partial(self._acquire, convert.checked_ref(ref), on_progress)
+        return Acquiring(asking, ref, timeout, prefault)
+
+    async def _acquire(self, ref: str, on_progress: OnProgress | None) -> Lease:
+        request = pb.AcquireRequest(ref=ref, holder=this_process())
+        call = self._waiting(methods.ACQUIRE, request, ref)
+        try:
+            while (event := await call.read()) is not None:
+                if event.HasField("handles"):
+                    return self._lease(ref, event.handles, call.stream)
+                report(on_progress, event.progress)
+        except BaseException:
+            call.end()
+            raise
+        raise unfinished(ref)
+
+    def _lease(self, ref: str, handles: pb.Handles, call: AioStream) -> Lease:
+        hold = Hold(ref, call, Claim(handles, self._shm), self._regainer)
+        lease = Lease(hold)
+        hold.watch()
+        return lease
 
     async def models(self) -> list[ModelInfo]:
         """See `Client.models`."""
@@ -113,6 +160,7 @@ class AsyncClient:
     async def close(self) -> None:
         """Ends this client's leases and calls. Views stay valid. Idempotent."""
         await self._connection.close()
+        await self._regainer.close()
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -126,7 +174,7 @@ class AsyncClient:
         return f"<AsyncClient {self.socket}>"
 
 
-async def _followed(events: AioStream, ref: str, on_progress: OnProgress | None) -> ModelInfo:
+async def _followed(events: AioWaiting, ref: str, on_progress: OnProgress | None) -> ModelInfo:
     while (event := await events.read()) is not None:
         if event.HasField("model"):
             return convert.model_info(event.model)
@@ -137,36 +185,31 @@ async def _followed(events: AioStream, ref: str, on_progress: OnProgress | None)
 class Acquiring:
     """A lease to be: nothing is asked until it is awaited or entered."""
 
-    def __init__(
-        self, connection: AioConnection, ref: str, on_progress: OnProgress | None, timeout: float | None
-    ) -> None:
-        self._connection = connection
-        self._ref, self._on_progress, self._timeout = ref, on_progress, timeout
+    def __init__(self, asking: Callable[[], Awaitable[Lease]], ref: str, timeout: float | None, prefault: bool) -> None:
+        self._asking, self._ref, self._timeout, self._prefault = asking, ref, timeout, prefault
         self._lease: Lease | None = None
 
     def __await__(self) -> Generator[Any, None, Lease]:
         return self._run().__await__()
 
     async def _run(self) -> Lease:
-        if self._timeout is None:
-            return await self._acquire()
-        try:
-            async with asyncio.timeout(self._timeout):
-                return await self._acquire()
-        except TimeoutError:
-            raise timed_out(self._ref, self._timeout) from None
+        lease = await self._acquire()
+        if self._prefault:
+            try:
+                await asyncio.to_thread(lease.prefault)
+            except BaseException:
+                lease.release()
+                raise
+        return lease
 
     async def _acquire(self) -> Lease:
-        call = await self._connection.stream(methods.ACQUIRE, pb.AcquireRequest(ref=self._ref), self._ref)
+        if self._timeout is None:
+            return await self._asking()
         try:
-            while (event := await call.read()) is not None:
-                if event.HasField("handles"):
-                    return Lease(event.handles, call)
-                report(self._on_progress, event.progress)
-        except BaseException:
-            call.end()
-            raise
-        raise unfinished(self._ref)
+            async with asyncio.timeout(self._timeout):
+                return await self._asking()
+        except TimeoutError:
+            raise timed_out(self._ref, self._timeout) from None
 
     async def __aenter__(self) -> Lease:
         self._lease = await self

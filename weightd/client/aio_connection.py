@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 
 from weightd.client import forks
 from weightd.client.address import target
-from weightd.client.faults import closed, is_stale, translate
+from weightd.client.faults import closed, is_answer, is_stale, translate
 from weightd.client.link import OPTIONS
+from weightd.core.errors import WeightdError
 from weightd.wire.methods import Method, begun
 from weightd.wire.runtime import grpc
 
@@ -50,8 +51,15 @@ class AioConnection:
 
     def __init__(self, socket: Path) -> None:
         self.socket = socket
+        self.answered = False
+        """Whether a daemon has ever answered here."""
         self._link: AioLink | None = None
         self._closed = False
+        self._pauses: set[asyncio.Future[None]] = set()
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
 
     async def unary(self, method: Method, request: Any, ref: str = "", *, limit: float | None = None) -> Any:
         """The answer. `limit` in seconds, else TimedOut."""
@@ -65,15 +73,38 @@ class AioConnection:
         """A call that has begun: its first message is here, or only its headers."""
 
         async def begin(link: AioLink) -> AioStream:
-            stream = AioStream(link, method, request, self.socket, ref)
+            stream = AioStream(self, link, method, request, ref)
             await stream.begin(headers)
             return stream
 
         return await self._attempt(begin, ref)
 
+    def send(self, method: Method, request: Any, ref: str) -> AioStream:
+        """A call that has been sent, no more: nothing is waited for. Raises Precondition when closed."""
+        return AioStream(self, self._linked(), method, request, ref)
+
+    async def pause(self, seconds: float) -> None:
+        """Raises Precondition as soon as this is closed."""
+        pause = asyncio.get_running_loop().create_future()
+        self._pauses.add(pause)
+        try:
+            await asyncio.wait([pause], timeout=seconds)
+        finally:
+            self._pauses.discard(pause)
+        if self._closed:
+            raise closed()
+
+    async def fault(self, error: grpc.RpcError, ref: str) -> WeightdError:
+        """What a call ended with. May connect once."""
+        self.answered = self.answered or is_answer(error)
+        return await asyncio.to_thread(translate, error, self.socket, ref)
+
     async def close(self) -> None:
         """Ends every call. Idempotent; nothing in a forked child."""
         self._closed = True
+        for pause in self._pauses:
+            if pause.get_loop() is asyncio.get_running_loop() and not pause.done():
+                pause.set_result(None)
         link, self._link = self._link, None
         if link is not None and not forks.is_child():
             await link.close()
@@ -85,19 +116,21 @@ class AioConnection:
         except grpc.RpcError as e:
             error = e
         if not await asyncio.to_thread(is_stale, error, self.socket):
-            raise await asyncio.to_thread(translate, error, self.socket, ref)
+            raise await self.fault(error, ref)
         if self._link is link:
             self._link = None  # not closed: its other calls end by themselves
         try:
             return await self._unless_closed(run(self._linked()))
         except grpc.RpcError as e:
             error = e
-        raise await asyncio.to_thread(translate, error, self.socket, ref)
+        raise await self.fault(error, ref)
 
     async def _unless_closed(self, answer: Awaitable[T]) -> T:
         """gRPC cancels who waits when the channel is closed, as if the waiting task had been cancelled."""
         try:
-            return await answer
+            found = await answer
+            self.answered = True
+            return found
         except grpc.aio.UsageError:
             if not self._closed:
                 raise
@@ -119,10 +152,11 @@ class AioConnection:
 class AioStream:
     """A call whose messages are read one by one; raises weightd's errors. Also the open call behind a lease."""
 
-    def __init__(self, link: AioLink, method: Method, request: Any, socket: Path, ref: str) -> None:
+    def __init__(self, connection: AioConnection, link: AioLink, method: Method, request: Any, ref: str) -> None:
+        self._connection = connection
         self._loop = link.loop
         self._call = link.stream(method)(request)
-        self._socket, self._ref = socket, ref
+        self._ref = ref
         self._first: list[Any] = []
         self._ended = False
         forks.keep(self)
@@ -140,6 +174,10 @@ class AioStream:
 
     def is_open(self) -> bool:
         return not self._ended and not self._call.done()
+
+    def on_end(self, callback: Callable[[], None]) -> None:
+        """`callback` runs once on the loop when the call has ended, and at once when it has."""
+        self._call.add_done_callback(lambda _: callback())
 
     def end(self) -> None:
         """Idempotent; from any thread."""
@@ -170,7 +208,7 @@ class AioStream:
             if not self._call.cancelled() or task is None or task.cancelling():
                 raise
             raise closed() from None
-        raise await asyncio.to_thread(translate, error, self._socket, self._ref)
+        raise await self._connection.fault(error, self._ref)
 
     async def __aenter__(self) -> AioStream:
         return self

@@ -41,11 +41,16 @@ def translate(error: grpc.RpcError, socket: Path, ref: str = "") -> WeightdError
     return _by_status(code, details, socket).about(ref=ref)
 
 
+def is_answer(error: grpc.RpcError) -> bool:
+    """A daemon raised it."""
+    call: Any = error
+    return _detail(call.trailing_metadata() or ()) is not None
+
+
 def is_stale(error: grpc.RpcError, socket: Path) -> bool:
     """The connection failed, but somebody listens: the daemon was restarted, and a new connection may do."""
     call: Any = error
-    failed = call.code() is grpc.StatusCode.UNAVAILABLE and _detail(call.trailing_metadata() or ()) is None
-    return failed and listens(socket)
+    return call.code() is grpc.StatusCode.UNAVAILABLE and not is_answer(error) and listens(socket)
 
 
 def _detail(metadata: Iterable[tuple[str, Any]]) -> bytes | None:
