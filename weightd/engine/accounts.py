@@ -9,7 +9,6 @@ from weightd.engine.api import TierStatus
 from weightd.engine.catalog import Catalog
 from weightd.engine.held import Blob, Model
 from weightd.engine.room import Room
-from weightd.storage.pages import footprint
 
 
 class Accounts:
@@ -52,4 +51,4 @@ class Accounts:
 
     def _sum(self, which: Callable[[Model], bool], there: Callable[[Blob], bool]) -> int:
         blobs = {b for m in self._catalog.snapshots if which(m) for b in m.blobs.values()}
-        return sum(footprint(b.record.size) for b in blobs if there(b))
+        return sum(b.footprint for b in blobs if there(b))

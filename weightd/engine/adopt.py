@@ -20,7 +20,6 @@ from weightd.engine.held import Blob, Model
 from weightd.engine.threads import in_own_thread
 from weightd.kernel import step_back
 from weightd.storage.owners import boot_id
-from weightd.storage.pages import footprint
 from weightd.storage.protocols import Segment, SegmentIdentity
 from weightd.storage.state import SegmentRecord
 
@@ -81,7 +80,7 @@ class Adopter:
     async def _adopt(self, record: SegmentRecord) -> None:
         catalog, blob = self._catalog, self._catalog.blobs[record.digest]
         size, identity = blob.record.size, SegmentIdentity(record.device, record.inode)
-        if footprint(size) > catalog.shm.left:
+        if blob.footprint > catalog.shm.left:
             return
         segment = await catalog.io(catalog.segments.adopt, record.name, size, identity)
         if segment is None:
@@ -101,7 +100,7 @@ class Adopter:
         blob.shm.to(Residency.FILLING)
         blob.shm.to(Residency.RESIDENT)
         blob.segment = segment
-        self._catalog.shm.adopt(footprint(blob.record.size))
+        self._catalog.shm.adopt(blob.footprint)
         self.adopted.append(blob)
 
     async def _compare_all(self) -> None:

@@ -27,7 +27,6 @@ from weightd.engine.records import Records
 from weightd.engine.resident import Resident
 from weightd.engine.threads import finish
 from weightd.engine.workers import Workers
-from weightd.storage.pages import footprint
 from weightd.storage.protocols import BlobStore, Residue, Segment, SegmentStore
 from weightd.storage.state import BlobRecord, State
 
@@ -85,9 +84,8 @@ class Catalog:
         kept = await self.io(self._survey, records)
         for record in kept:
             blob = self.blobs[record.digest] = Blob(record)
-            blob.nvme.to(Residency.FILLING)
-            blob.nvme.to(Residency.RESIDENT)
-            self.nvme.adopt(footprint(record.size))
+            blob.arrive_on_nvme()
+            self.nvme.adopt(blob.footprint)
         for record in records:
             if record.digest not in self.blobs:
                 await self.write(self.state.drop_blob, record.digest)
@@ -138,8 +136,7 @@ class Catalog:
         blob = self.blobs.get(record.digest)
         if blob is None:
             blob = self.blobs[record.digest] = Blob(record)
-            blob.nvme.to(Residency.FILLING)
-            blob.nvme.to(Residency.RESIDENT)
+            blob.arrive_on_nvme()
             for model in self.snapshots:
                 model.replace(blob)
         blob.record = record
@@ -187,7 +184,7 @@ class Catalog:
             await self.kept.refresh()
         finally:
             # Not before it is counted as kept: somebody might take the room that it still has.
-            self.nvme.free(footprint(blob.record.size))
+            self.nvme.free(blob.footprint)
         blob.nvme.to(Residency.ABSENT)
         self.moved(blob)
 
@@ -258,7 +255,7 @@ class Catalog:
         return self.blobs.get(blob.record.digest) is blob or any(m.has(blob) for m in self.snapshots)
 
     def _left(self, retired: Sequence[tuple[Blob, Residue | None]]) -> Left:
-        size = sum(footprint(b.record.size) for b, _ in retired)
+        size = sum(b.footprint for b, _ in retired)
         residues = [r for _, r in retired if r is not None]
         draining = sum(r.size for r in residues)
         self._absent(b for b, _ in retired)
@@ -306,7 +303,7 @@ class Catalog:
             await self._leave_shm(self._evicting([blob]), damaged=True)
             await self.io(self.store.delete, blob.record.digest)
         finally:
-            self.nvme.free(footprint(blob.record.size))
+            self.nvme.free(blob.footprint)
             blob.nvme.to(Residency.ABSENT)
 
     @contextmanager

@@ -11,7 +11,7 @@ from typing import Final
 
 from weightd.core.budget import Budget
 from weightd.core.digest import Digest
-from weightd.core.errors import Draining, ModelPinned, WeightdError
+from weightd.core.errors import Draining, WeightdError
 from weightd.core.lifecycle import DAEMON, DaemonState, Lifecycle
 from weightd.core.manifest import Manifest
 from weightd.core.policy import Policy
@@ -36,7 +36,7 @@ from weightd.engine.bring import Bringer
 from weightd.engine.catalog import Catalog
 from weightd.engine.counts import Counts
 from weightd.engine.events import Events
-from weightd.engine.evict import Evictor
+from weightd.engine.evict import Evictor, kept_by_configuration
 from weightd.engine.fetcher import Fetcher
 from weightd.engine.flights import Flight
 from weightd.engine.held import Blob, Model
@@ -63,7 +63,8 @@ SAVE_S: Final = 60.0
 class Engine:
     """Implements `api.EngineApi`. `start` first; every method on the event loop.
 
-    With `state_dir` on a file system without room, `start` fails; after `stop` nothing of it is in shared memory.
+    With `state_dir` on a file system without room, `start` fails; after `stop` nothing of it is in shared memory,
+    unless that keeps it for the next one.
     """
 
     def __init__(
@@ -198,7 +199,7 @@ class Engine:
 
     async def load(self, ref: str) -> AsyncGenerator[Progress | ModelState, None]:
         model = self._catalog.model(self._admit(ref))
-        if model.in_shm and model.linked:
+        if model.ready:
             yield model.state()
             return
         flight = self._fetcher.start(("load", model.ref.text), model.ref, None, Tier.SHM, held=model)
@@ -218,7 +219,7 @@ class Engine:
         lease = self._leases.open(parsed, holder)
         try:
             held = self._held(parsed, revision)
-            if held is not None and held.in_shm and held.linked:
+            if held is not None and held.ready:
                 self._counts.hits += 1
                 self._grant(lease, held)
             else:
@@ -264,7 +265,7 @@ class Engine:
         if not ref:
             return self._leases.states()
         parsed = parse_ref(ref)
-        found = self._leases.states([parsed.text])
+        found = self._leases.states(parsed.text)
         if not found:
             self._catalog.known(parsed)
         return found
@@ -278,10 +279,8 @@ class Engine:
     async def _set_pin(self, ref: str, kind: EventKind) -> ModelState:
         self._serving()
         model = self._catalog.model(parse_ref(ref))
-        if kind is EventKind.UNPINNED and model.rule.policy is Policy.HOT:
-            raise ModelPinned(
-                "the configuration says hot", ref=model.ref.shown, remedy="Change its policy and start again."
-            )
+        if kind is EventKind.UNPINNED and model.hot:
+            raise kept_by_configuration(model.ref.shown)
         if model.pinned is not (kind is EventKind.PINNED):
             await self._published.pin(model.ref, time.time() if kind is EventKind.PINNED else None)
             self._tell(kind, model)
@@ -345,7 +344,7 @@ class Engine:
 
     def _is_hot(self, ref: Ref) -> bool:
         model = self._catalog.models.get(ref.text)
-        return model is not None and model.in_shm and model.linked
+        return model is not None and model.ready
 
     async def _bring_hot(self, ref: Ref) -> None:
         """As a worker would, without a claim: what is held is loaded, else it is fetched."""

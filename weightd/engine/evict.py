@@ -13,8 +13,6 @@ from typing import Final
 from weightd.core.budget import Budget, human
 from weightd.core.errors import ModelBusy, ModelLeased, ModelPinned, WeightdError
 from weightd.core.eviction import Holding, Plan, Use, plan_eviction
-from weightd.core.policy import Policy
-from weightd.core.refs import Ref
 from weightd.engine.api import EventKind, Evicted, Tier
 from weightd.engine.catalog import Catalog
 from weightd.engine.counts import Counts
@@ -22,7 +20,6 @@ from weightd.engine.held import Blob, Model
 from weightd.engine.leases import Leases
 from weightd.engine.remove import Remover
 from weightd.engine.usage import LATENCY_S, Usage
-from weightd.storage.pages import footprint
 from weightd.storage.protocols import Segment
 
 log = logging.getLogger(__name__)
@@ -67,7 +64,9 @@ class Evictor:
 
     async def make_room(self, tier: Tier, missing: Missing, why: str) -> bool:
         """Until nothing is `missing` (bytes; asked again and again), the least valuable models go. False when that
-        cannot be reached: then hardly anything went."""
+        cannot be reached: then hardly anything went. Who misses nothing waits for nobody."""
+        if await missing() <= 0:
+            return True
         async with self._turns[tier]:
             while (need := await missing()) > 0:
                 plan = await self._plan(tier, need)
@@ -80,7 +79,8 @@ class Evictor:
     async def _plan(self, tier: Tier, need: int) -> Plan[Model, Blob] | None:
         held = await self._resident() if tier is Tier.SHM else set(self._catalog.blobs.values())
         holdings = [self._holding(m, tier, held) for m in self._catalog.snapshots]
-        spare = {b: footprint(b.record.size) for b in held if self._catalog.unnamed(b) and not self._wanted(b)}
+        named = {b for m in self._catalog.snapshots for b in m.blobs.values()}
+        spare = {b: b.footprint for b in held - named if not self._wanted(b)}
         return plan_eviction(holdings, need, time.time(), unnamed=spare)
 
     async def _resident(self) -> set[Blob]:
@@ -92,7 +92,7 @@ class Evictor:
         return set(there) - mapped
 
     def _holding(self, model: Model, tier: Tier, held: set[Blob]) -> Holding[Model, Blob]:
-        blobs = {b: footprint(b.record.size) for b in set(model.blobs.values()) if b in held}
+        blobs = {b: b.footprint for b in held.intersection(model.blobs.values())}
         use = self._usage.of(model.ref) if model.current else Use()
         cost = self._usage.cost(model.ref, model.manifest, tier)
         return Holding(model, blobs, use, cost, LATENCY_S[tier], protected=self._protected(model))
@@ -124,11 +124,15 @@ class Evictor:
             victims = [m for m in victims if not self._protected(m)]
             free = {b for b in blobs - self._needed(victims) if not self._wanted(b)}
             left = await self._catalog.leave_shm(free)
-        for model in victims:
-            if size := _bytes(model, free):
+        self._evicted(victims, free, why)
+        return left.size
+
+    def _evicted(self, models: Iterable[Model], blobs: set[Blob], why: str) -> None:
+        """Told of those that have any of the blobs that left."""
+        for model in models:
+            if size := _bytes(model, blobs):
                 self._counts.evictions += 1
                 self._tell(EventKind.EVICTED, model, f"{human(size)} of shared memory freed {why}")
-        return left.size
 
     def _needed(self, going: Iterable[Model]) -> set[Blob]:
         """By other models: those that are in shared memory, and those that claim what of them is there."""
@@ -175,10 +179,7 @@ class Evictor:
             self._check(models)
             blobs = {b for m in models for b in m.blobs.values() if b.in_shm} - self._needed(models)
             left = await self._catalog.leave_shm(blobs)
-        for model in models:
-            if size := _bytes(model, blobs):
-                self._counts.evictions += 1
-                self._tell(EventKind.EVICTED, model, f"{human(size)} of shared memory freed by command")
+        self._evicted(models, blobs, "by command")
         return Evicted(left.size, left.draining)
 
     async def remove(self, models: list[Model]) -> Evicted:
@@ -204,8 +205,8 @@ class Evictor:
             raise ModelLeased(
                 f"{leases} leases hold it: {self._leases.who(models)}", ref=ref, remedy="End those workers first."
             )
-        if any(m.rule.policy is Policy.HOT and m.current for m in models):
-            raise ModelPinned("the configuration says hot", ref=ref, remedy="Change its policy and start again.")
+        if any(m.hot and m.current for m in models):
+            raise kept_by_configuration(ref)
         if any(m.pinned for m in models):
             raise ModelPinned("it is pinned", ref=ref, remedy="Unpin it first.")
         if any(m.users for m in models) or any(self._wanted(b) for m in models for b in m.blobs.values()):
@@ -215,7 +216,7 @@ class Evictor:
         """What holds the space of a tier and cannot go, the largest first; for errors."""
         held: list[tuple[int, str]] = []
         for model in self._catalog.snapshots:
-            size = sum(footprint(b.record.size) for b in set(model.blobs.values()) if tier is Tier.NVME or b.in_shm)
+            size = sum(b.footprint for b in set(model.blobs.values()) if tier is Tier.NVME or b.in_shm)
             if size and (why := self._why(model)):
                 held.append((size, f"{human(size)} {model.ref.shown} {why}"))
         held.sort(key=lambda h: -h[0])
@@ -226,7 +227,7 @@ class Evictor:
         """Why it cannot go; "" if it can."""
         if model.leases:
             return f"leased by {self._leases.who([model])}"
-        if model.current and model.rule.policy is Policy.HOT:
+        if model.current and model.hot:
             return "hot"
         if model.current and model.pinned:
             return "pinned"
@@ -235,13 +236,13 @@ class Evictor:
         return "being filled or verified" if self._protected(model) else ""
 
 
-def shown(ref: Ref | str) -> str:
-    """For whom room is made."""
-    return f"for {ref.shown if isinstance(ref, Ref) else ref}"
+def kept_by_configuration(ref: str) -> ModelPinned:
+    """What a command cannot change."""
+    return ModelPinned("the configuration says hot", ref=ref, remedy="Change its policy and start again.")
 
 
 def _bytes(model: Model, blobs: Iterable[Blob]) -> int:
-    return sum(footprint(b.record.size) for b in blobs if model.has(b))
+    return sum(b.footprint for b in blobs if model.has(b))
 
 
 def _mapped(blobs: list[tuple[Blob, Segment]]) -> set[Blob]:

@@ -150,8 +150,7 @@ class Fetcher:
         self._catalog.touch(model)
         if held is None:
             self._usage.expect(model.ref)
-        size = sum(f.size for f in model.manifest.files)
-        self._usage.brought(model.ref, Tier.SHM if held else Tier.NVME, size, seconds)
+        self._usage.brought(model.ref, Tier.SHM if held else Tier.NVME, model.manifest.size, seconds)
         kind = EventKind.LOADED if held else EventKind.FETCH_FINISHED
         self._events.emit(kind, model.ref, model.manifest.revision)
 

@@ -11,6 +11,7 @@ from weightd.core.manifest import FileSpec, Manifest
 from weightd.core.policy import Policy, Rule
 from weightd.core.refs import Ref
 from weightd.engine.api import FileState, ModelState, Tier
+from weightd.storage.pages import footprint
 from weightd.storage.protocols import Segment
 from weightd.storage.state import BlobRecord
 
@@ -29,6 +30,16 @@ class Blob:
     @property
     def in_shm(self) -> bool:
         return self.shm.state is Residency.RESIDENT
+
+    @property
+    def footprint(self) -> int:
+        """Bytes that it takes in a tier: whole pages."""
+        return footprint(self.record.size)
+
+    def arrive_on_nvme(self) -> None:
+        """It is there, as a whole."""
+        self.nvme.to(Residency.FILLING)
+        self.nvme.to(Residency.RESIDENT)
 
     def inherit(self, dropped: Blob) -> None:
         """Its segment, where there is one: the same bytes, which may be mapped."""
@@ -102,13 +113,23 @@ class Model:
         return tier is Tier.NVME or self.in_shm
 
     @property
+    def ready(self) -> bool:
+        """Whether it can be leased at once."""
+        return self.in_shm and self.linked
+
+    @property
+    def hot(self) -> bool:
+        """As the configuration says."""
+        return self.rule.policy is Policy.HOT
+
+    @property
     def claimed(self) -> bool:
         return bool(self.leases or self.users or self.awaited)
 
     @property
     def kept_hot(self) -> bool:
         """Pinned by an operator or by the configuration, which means what its ref means now."""
-        return self.current and (self.pinned or self.rule.policy is Policy.HOT)
+        return self.current and (self.pinned or self.hot)
 
     @property
     def digests(self) -> dict[str, Digest]:

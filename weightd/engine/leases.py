@@ -27,7 +27,6 @@ class ModelLease:
         """From now on nothing drops it."""
         self._model = model
         model.leases += 1
-        self._leases.count(1)
 
     @property
     def model(self) -> ModelState:
@@ -38,20 +37,24 @@ class ModelLease:
     def release(self) -> None:
         if self._leases.remove(self) and self._model is not None:
             self._model.leases -= 1
-            self._leases.count(-1)
             self._leases.released(self._model)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether it was not granted yet."""
+        return self._model is None
 
     def state(self) -> LeaseState:
         """As data."""
         revision = self._model.manifest.revision if self._model else ""
-        return LeaseState(self.ref.shown, revision, self.since, self.holder, waiting=self._model is None)
+        return LeaseState(self.ref.shown, revision, self.since, self.holder, waiting=self.waiting)
 
     def on(self, model: Model) -> bool:
         """Whether it was granted on this snapshot."""
         return self._model is model
 
     def __repr__(self) -> str:
-        return f"<ModelLease {self.ref.shown} {'waiting' if self._model is None else 'granted'}>"
+        return f"<ModelLease {self.ref.shown} {'waiting' if self.waiting else 'granted'}>"
 
 
 class Leases:
@@ -60,7 +63,6 @@ class Leases:
     def __init__(self, released: Callable[[Model], None]) -> None:
         self.released = released
         self._open: dict[ModelLease, None] = {}
-        self._granted = 0
 
     def open(self, ref: Ref, holder: Holder = NOBODY) -> ModelLease:
         """Not granted yet. Release it in any case."""
@@ -75,16 +77,11 @@ class Leases:
     @property
     def granted(self) -> int:
         """How many; those that wait are not among them."""
-        return self._granted
+        return sum(not lease.waiting for lease in self._open)
 
-    def count(self, by: int) -> None:
-        """Of those that were granted."""
-        self._granted += by
-
-    def states(self, refs: Iterable[str] | None = None) -> list[LeaseState]:
-        """The oldest first; of refs by their text, or all."""
-        wanted = None if refs is None else set(refs)
-        return [lease.state() for lease in self._open if wanted is None or lease.ref.text in wanted]
+    def states(self, ref: str = "") -> list[LeaseState]:
+        """The oldest first; of one ref by its text, or all."""
+        return [lease.state() for lease in self._open if ref in ("", lease.ref.text)]
 
     def who(self, models: Iterable[Model]) -> str:
         """The holders of these, for people."""

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from weightd.core.digest import Digest
 from weightd.engine.api import Evicted
 from weightd.engine.catalog import Catalog
 from weightd.engine.held import Blob, Model
 from weightd.engine.published import Published
-from weightd.storage.pages import footprint
 
 
 class Remover:
@@ -21,20 +20,27 @@ class Remover:
 
     async def remove(self, model: Model, may_go: Callable[[], bool]) -> Evicted | None:
         """What left each tier; None where `may_go`, asked when nothing can change any more, says no, or where something
-        under way counts on it. Nothing is published meanwhile, nor a blob of it recorded or dropped."""
+        under way counts on it."""
+        catalog = self._catalog
+        async with self._unchanging(lambda: self.own(model)) as own:
+            if model not in catalog.snapshots or not may_go() or any(catalog.wanted(b.record.digest) for b in own):
+                return None
+            left = Evicted(_shm(own), 0, sum(b.footprint for b in own))
+            await self._published.forget(model, own)
+            self._gone(model)
+            return left
+
+    @asynccontextmanager
+    async def _unchanging(self, which: Callable[[], list[Blob]]) -> AsyncGenerator[list[Blob]]:
+        """Nothing is published, nor one of these blobs recorded or dropped; which they are is asked in between."""
         catalog = self._catalog
         async with AsyncExitStack() as locks:
             await locks.enter_async_context(catalog.publishing)
             await locks.enter_async_context(catalog.dropping)
-            own = self.own(model)
-            for blob in sorted(own, key=lambda b: b.record.digest):
+            blobs = which()
+            for blob in sorted(blobs, key=lambda b: b.record.digest):
                 await locks.enter_async_context(catalog.recording(blob.record.digest))
-            if model not in catalog.snapshots or not may_go() or any(catalog.wanted(b.record.digest) for b in own):
-                return None
-            left = Evicted(_shm(own), 0, sum(footprint(b.record.size) for b in own))
-            await self._published.forget(model, own)
-            self._gone(model)
-            return left
+            yield blobs
 
     def own(self, model: Model) -> list[Blob]:
         """Which no other snapshot has."""
@@ -47,15 +53,11 @@ class Remover:
     async def remove_unnamed(self, blobs: list[Blob]) -> None:
         """Those that no snapshot has, as a fetch leaves them that failed after some of its files had come."""
         catalog = self._catalog
-        async with AsyncExitStack() as locks:
-            await locks.enter_async_context(catalog.publishing)
-            await locks.enter_async_context(catalog.dropping)
-            for blob in sorted(blobs, key=lambda b: b.record.digest):
-                await locks.enter_async_context(catalog.recording(blob.record.digest))
+        async with self._unchanging(lambda: blobs):
             for blob in blobs:
                 if catalog.unnamed(blob) and not catalog.wanted(blob.record.digest):
                     await self._published.forget_blob(blob)
 
 
 def _shm(blobs: list[Blob]) -> int:
-    return sum(footprint(b.record.size) for b in blobs if b.in_shm)
+    return sum(b.footprint for b in blobs if b.in_shm)

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from weightd.core.budget import Budget
 from weightd.engine.api import Tier
 from weightd.engine.catalog import Catalog
-from weightd.engine.evict import Evictor, shown
+from weightd.engine.evict import Evictor
 from weightd.engine.items import Item
 from weightd.storage.kept import missing
 from weightd.storage.pages import footprint
@@ -33,18 +33,13 @@ class Room:
             fetched = sum(footprint(i.file.size) for i in items if i.held is None)
             while fetched > catalog.nvme.left and await catalog.kept.drop_oldest():
                 pass
-            await self._evictor.make_room(Tier.NVME, _lacking(catalog.nvme, fetched), shown(ref))
+            await self._evictor.make_room(Tier.NVME, _lacking(catalog.nvme, fetched), f"for {ref}")
             wanted = sum(footprint(i.file.size) for i in items if i.into_shm)
-            await self._evictor.make_room(Tier.SHM, _lacking(catalog.shm, wanted), shown(ref))
-            try:
-                _refuse(catalog.nvme, fetched, ref, lambda: self._evictor.holders(Tier.NVME))
-                _refuse(catalog.shm, wanted, ref, lambda: self._evictor.holders(Tier.SHM))
-                for item in items:
-                    item.reserve(catalog, ref)
-            except BaseException:
-                for item in items:
-                    item.unreserve(catalog)
-                raise
+            await self._evictor.make_room(Tier.SHM, _lacking(catalog.shm, wanted), f"for {ref}")
+            _refuse(catalog.nvme, fetched, ref, lambda: self._evictor.holders(Tier.NVME))
+            _refuse(catalog.shm, wanted, ref, lambda: self._evictor.holders(Tier.SHM))
+            for item in items:  # All of it is there, and nobody comes in between.
+                item.reserve(catalog, ref)
 
     @asynccontextmanager
     async def taken_by(self, items: list[Item]) -> AsyncGenerator[None]:
@@ -57,12 +52,12 @@ class Room:
             self._moving.remove(items)
 
     async def _check(self) -> None:
-        ref = self._moving[-1][0].file.path if self._moving[-1] else ""
-        if await self._missing_shm() > 0 and not await self._evictor.make_room(Tier.SHM, self._missing_shm, shown(ref)):
+        why = f"for {self._moving[-1][0].file.path if self._moving[-1] else ''}"
+        if not await self._evictor.make_room(Tier.SHM, self._missing_shm, why):
             await self._catalog.io(self._catalog.segments.check_room, await self._wanted_shm())
-        while await self._missing_disk() > 0 and await self._catalog.kept.drop_oldest():
+        while (short := await self._missing_disk()) > 0 and await self._catalog.kept.drop_oldest():
             pass
-        if not await self._evictor.make_room(Tier.NVME, self._missing_disk, shown(ref)):
+        if short > 0 and not await self._evictor.make_room(Tier.NVME, self._missing_disk, why):
             await self._catalog.io(self._catalog.store.check_room, self._wanted_disk())
 
     def _wanted_disk(self) -> int:

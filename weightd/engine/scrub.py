@@ -24,7 +24,6 @@ from weightd.engine.copies import Copies, Manner
 from weightd.engine.held import Blob, Model
 from weightd.engine.threads import in_own_thread
 from weightd.engine.transfer import Stopped
-from weightd.storage.pages import footprint
 
 TICK = 0.1
 """Seconds between two progress messages."""
@@ -185,7 +184,7 @@ class Scrubber:
     async def _rewrite(self, blob: Blob) -> None:
         """NVMe from shared memory. Where the budget has no room for two, the damaged one goes first; should the new one
         fail then, the next verification finds none and writes it."""
-        catalog, size = self._catalog, footprint(blob.record.size)
+        catalog, size = self._catalog, blob.footprint
         try:
             catalog.nvme.reserve(size)
         except BudgetExceeded:

@@ -61,7 +61,7 @@ class Usage:
     def cost(self, ref: Ref, manifest: Manifest, tier: Tier) -> float:
         """Seconds to bring it back into this tier, from the one below."""
         rate = self._load_rate if tier is Tier.SHM else self._rates.get(ref.text, RATE[tier])
-        return LATENCY_S[tier] + sum(f.size for f in manifest.files) / rate
+        return LATENCY_S[tier] + manifest.size / rate
 
     async def save(self) -> None:
         """What was not yet recorded."""
