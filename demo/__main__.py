@@ -21,7 +21,7 @@ from demo import report
 from demo.processes import Children, DemoError, Interrupted, Signals
 from demo.snapshot import SENTENCES, WEIGHTS, find_model
 from demo.sources import SOURCES, TITLES
-from weightd.daemon.build import owner_of
+from weightd.storage.owners import segment_owner
 from weightd.storage.segments import PREFIX
 
 CONFIG = """\
@@ -191,7 +191,7 @@ def link(play: p.Play, shared: p.Way) -> None:
 
 def leftovers(state: Path) -> list[str]:
     """Segments of our daemon, which are named by its state directory, that it did not remove. They are removed."""
-    found = list(Path(p.SHM).glob(f"{PREFIX}-{owner_of(state)}-*"))
+    found = list(Path(p.SHM).glob(f"{PREFIX}-{segment_owner(state)}-*"))
     for path in found:
         path.unlink(missing_ok=True)
     return [path.name for path in found]

@@ -21,7 +21,7 @@ from pathlib import Path
 from soak.journal import Journal, Violation
 from soak.world import MIB, World
 from weightd.client.client import Client
-from weightd.daemon.build import owner_of
+from weightd.storage.owners import segment_owner
 
 WEIGHTD = (sys.executable, "-m", "weightd")
 START_S = 30.0
@@ -109,7 +109,7 @@ class Host:
 
     @property
     def prefix(self) -> str:
-        return f"weightd-{owner_of(self.state)}-"
+        return f"weightd-{segment_owner(self.state)}-"
 
     @property
     def log(self) -> Path:

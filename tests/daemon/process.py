@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from weightd.daemon.build import owner_of
+from weightd.storage.owners import segment_owner
 
 PATIENCE = 30.0
 """Seconds after which a test fails rather than hangs."""
@@ -76,7 +76,7 @@ class Served:
 
     def segments(self, state_dir: Path | None = None) -> list[str]:
         """Names in /dev/shm that belong to this state directory."""
-        prefix = f"weightd-{owner_of(state_dir or self.state_dir)}-"
+        prefix = f"weightd-{segment_owner(state_dir or self.state_dir)}-"
         return [n for n in os.listdir("/dev/shm") if n.startswith(prefix)]
 
     def __enter__(self) -> Self:

@@ -109,9 +109,9 @@ class Host(Served):
 
     @property
     def owner(self) -> str:
-        from weightd.daemon.build import owner_of
+        from weightd.storage.owners import segment_owner
 
-        return str(owner_of(self.state_dir))
+        return str(segment_owner(self.state_dir))
 
     def threads(self) -> int:
         lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()

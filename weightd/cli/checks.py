@@ -20,6 +20,7 @@ import msgspec
 from weightd.core.budget import human
 from weightd.core.errors import ConfigError
 from weightd.sources.proxies import Proxies
+from weightd.storage.direct import room_of
 from weightd.storage.pages import huge_mode, mount_options
 
 GIB: Final = 1 << 30
@@ -63,10 +64,9 @@ def host_checks(state_dir: Path, segments: Path = SHM) -> Iterator[Check]:
 def shm_size(root: Path = SHM) -> Check:
     """Size and free space of shared memory."""
     try:
-        status = os.statvfs(root)
+        free, total = room_of(root)
     except OSError as e:
         return Check("shm", "failed", f"{root}: {e.strerror}", f"Mount it: mount -t tmpfs tmpfs {root}.")
-    total, free = status.f_blocks * status.f_frsize, status.f_bavail * status.f_frsize
     found = f"{root}: {human(total)}, {human(free)} free"
     if not os.access(root, os.W_OK | os.X_OK):
         return Check("shm", "failed", f"{root} may not be written by this user", f"chmod 1777 {root}")
@@ -121,8 +121,7 @@ def state_checks(state_dir: Path) -> Iterator[Check]:
             "Change its owner, or choose another with daemon.state_dir or --state-dir.",
         )
         return
-    status = os.statvfs(place)
-    free = status.f_bavail * status.f_frsize
+    free, _ = room_of(place)
     small = free < GIB
     fix = "Free space there, or choose a larger disk with daemon.state_dir." if small else ""
     yield Check("state directory", "warning" if small else "ok", f"{name}: {human(free)} free", fix)

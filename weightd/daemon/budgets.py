@@ -49,12 +49,6 @@ def _explicit(spec: BudgetSpec, tier: str, total: int, place: str, otherwise: st
     return size
 
 
-def total_bytes(path: Path) -> int:
-    """Of the file system below `path`."""
-    status = os.statvfs(path)
-    return status.f_blocks * status.f_frsize
-
-
 def disk_held(root: Path) -> int:
     """Bytes on disk of blobs and open ingests below the state directory."""
     total = 0

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 from weightd.core.numa import parse_placement
 from weightd.daemon import budgets
@@ -19,8 +16,9 @@ from weightd.engine.engine import Engine
 from weightd.engine.options import EngineOptions
 from weightd.rpc.server import RpcServer, make_server
 from weightd.storage.blobs import DirectoryBlobStore
-from weightd.storage.direct import free_bytes
+from weightd.storage.direct import room_of
 from weightd.storage.nodes import memory_nodes
+from weightd.storage.owners import segment_owner
 from weightd.storage.protocols import SegmentStore
 from weightd.storage.segment_files import DirectorySegmentStore
 from weightd.storage.segments import PREFIX, PosixSegmentStore
@@ -42,9 +40,10 @@ def build(config: Config) -> Parts:
 
     Blocks for as long as it takes to count the blobs on disk: the loop serves nobody then.
     """
-    owner = owner_of(config.state_dir)
+    owner = segment_owner(config.state_dir)
     segments = segment_store(config, owner)
     blobs = DirectoryBlobStore(config.state_dir)
+    free, total = room_of(config.state_dir)
     engine = Engine(
         EngineOptions(
             state_dir=config.state_dir,
@@ -58,8 +57,8 @@ def build(config: Config) -> Parts:
             ),
             nvme_budget=budgets.nvme_budget(
                 config.nvme.budget,
-                total=budgets.total_bytes(config.state_dir),
-                free=free_bytes(config.state_dir),
+                total=total,
+                free=free,
                 held=budgets.disk_held(config.state_dir),
                 directory=config.state_dir,
             ),
@@ -89,8 +88,3 @@ def segment_store(config: Config, owner: str) -> SegmentStore:
         return PosixSegmentStore(owner, group=config.socket_gid, placement=placement)
     directory = config.shm.directory.absolute()
     return DirectorySegmentStore(directory, owner, group=config.socket_gid, placement=placement)
-
-
-def owner_of(state_dir: Path) -> str:
-    """In the names of segments: tells daemons apart, the same after every start on one state directory."""
-    return hashlib.sha256(os.fsencode(state_dir.resolve())).hexdigest()[:10]

@@ -31,6 +31,17 @@ def parse_size(value: int | str) -> int:
     return int(size)
 
 
+def parse_percent(value: str) -> float | None:
+    """Of "80%"; None for what is no percentage. Raises ValueError for one out of range."""
+    match = _PERCENT.fullmatch(value.strip())
+    if match is None:
+        return None
+    percent = float(match[1])
+    if not 0 < percent <= 100:
+        raise ValueError(f"{value!r} is out of range; a percentage is more than 0 and at most 100")
+    return percent
+
+
 class BudgetSpec(msgspec.Struct, frozen=True):
     """What the configuration says; exactly one is set, none means "auto"."""
 
@@ -50,11 +61,8 @@ def parse_budget(value: int | str) -> BudgetSpec:
     if isinstance(value, str):
         if value.strip().lower() == "auto":
             return BudgetSpec()
-        match = _PERCENT.fullmatch(value.strip())
-        if match is not None:
-            percent = float(match[1])
-            if not 0 < percent <= 100:
-                raise ValueError(f"{value!r} is out of range; a percentage is more than 0 and at most 100")
+        percent = parse_percent(value)
+        if percent is not None:
             return BudgetSpec(percent=percent)
     try:
         return BudgetSpec(size=parse_size(value))

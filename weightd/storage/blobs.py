@@ -19,6 +19,7 @@ from weightd.storage.direct import (
     fsync_directory,
     open_direct,
     pread_all,
+    room_of,
 )
 from weightd.storage.ingests import FileIngest, IngestDirectory
 from weightd.storage.ledger import LedgerHeader
@@ -130,8 +131,7 @@ class DirectoryBlobStore:
         return free_bytes(self.root)
 
     def room(self) -> tuple[int, int]:
-        status = os.statvfs(self.root)
-        return status.f_bavail * status.f_frsize, status.f_blocks * status.f_frsize
+        return room_of(self.root)
 
     def digests(self) -> Iterator[Digest]:
         for path in self.blobs.glob("??/*"):

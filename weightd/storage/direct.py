@@ -135,7 +135,12 @@ def fsync_directory(path: Path) -> None:
             os.close(fd)
 
 
+def room_of(place: Path | int) -> tuple[int, int]:
+    """Bytes free for this user, and all bytes, of the file system below a path or descriptor. Raises OSError."""
+    status = os.statvfs(place)
+    return status.f_bavail * status.f_frsize, status.f_blocks * status.f_frsize
+
+
 def free_bytes(path: Path) -> int:
     """Free for this user on the file system below `path`."""
-    status = os.statvfs(path)
-    return status.f_bavail * status.f_frsize
+    return room_of(path)[0]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from weightd.core.budget import human
 from weightd.core.errors import AccessDenied, ShmFull
-from weightd.storage.direct import REFUSED
+from weightd.storage.direct import REFUSED, room_of
 from weightd.storage.pages import huge_mode
 
 
@@ -60,8 +60,7 @@ class Place:
 
     def room(self) -> tuple[int, int]:
         """Free and total bytes of the file system."""
-        status = os.statvfs(self.root if self._fd is None else self._fd)
-        return status.f_bavail * status.f_frsize, status.f_blocks * status.f_frsize
+        return room_of(self.root if self._fd is None else self._fd)
 
     @property
     def huge(self) -> str:

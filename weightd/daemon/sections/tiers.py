@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import signal
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,11 +13,9 @@ from weightd.core.models import NamedModel, rule_of
 from weightd.core.period import parse_period
 from weightd.core.policy import Policy, Rule, Rules
 from weightd.daemon.config_reader import Reader
-from weightd.daemon.sizes import BudgetSpec, parse_budget
+from weightd.daemon.sizes import BudgetSpec, parse_budget, parse_percent
 from weightd.engine.adopt import Adoption
 from weightd.engine.evict import Watermarks
-
-_PERCENT = re.compile(r"(\d+(?:\.\d+)?)\s*%")
 
 
 class ShmSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -116,7 +113,7 @@ def _marks(reader: Reader, tier: str, high: str, low: str) -> Watermarks:
 
 
 def _share(value: str) -> float:
-    match = _PERCENT.fullmatch(value.strip())
-    if match is None or not 0 < float(match[1]) <= 100:
+    percent = parse_percent(value)
+    if percent is None:
         raise ValueError(f'{value!r} is not a share of the budget; write a percentage, such as "90%"')
-    return float(match[1]) / 100
+    return percent / 100
