@@ -91,7 +91,7 @@ def daemon(home: Path, settings: Settings | None = None, origin: Order | None = 
     address = home / "weightd.sock"
     own = {"daemon.socket": str(address), "daemon.state_dir": str(home / "state"), "daemon.log_level": "warning"}
     (home / "config.toml").write_text(configuration({**own, **(settings or {})}, origin))
-    command = [sys.executable, "-m", "weightd", "serve", "--config", str(home / "config.toml")]
+    command = [sys.executable, "-m", "weightd", "serve", "--at-stop", "drop", "--config", str(home / "config.toml")]
     with (home / "log").open("wb") as log:
         process = subprocess.Popen(command, stderr=log, stdout=log, preexec_fn=die_with_parent)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
@@ -11,6 +12,8 @@ from weightd.core.errors import WeightdError
 from weightd.storage.owners import boot_id
 from weightd.storage.protocols import Segment
 from weightd.storage.state import SegmentRecord, State
+
+log = logging.getLogger(__name__)
 
 
 class Resident:
@@ -21,8 +24,6 @@ class Resident:
         self._state, self._write = state, write
         self._changed: dict[Digest, SegmentRecord | None] = {}
         self._task: asyncio.Task[None] | None = None
-        self.failed: WeightdError | None = None
-        """Why something could not be recorded, last."""
 
     def add(self, digest: Digest, segment: Segment) -> None:
         """It is SEALED. One of 0 bytes has no object to be recorded."""
@@ -52,4 +53,4 @@ class Resident:
                 await self._write(self._state.drop_segments, [d for d, r in changed.items() if r is None])
                 await self._write(self._state.put_segments, [r for r in changed.values() if r is not None])
             except WeightdError as e:
-                self.failed = e
+                log.warning("segments are not recorded, and will not be adopted: %s", e)
