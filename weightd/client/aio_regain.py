@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import random
-from itertools import groupby
-from typing import NamedTuple
 
 from weightd.client import again, forks
 from weightd.client.aio_connection import AioConnection, AioStream
+from weightd.client.claims import Asked, Claims, is_present, presence_request, readable_after
 from weightd.client.faults import unfinished
 from weightd.client.hold import Hold, LeaseState
 from weightd.client.regain import ANSWER_S
-from weightd.core.errors import DaemonUnavailable, NotFound, Precondition, SocketDenied, Unavailable, WeightdError
+from weightd.core.errors import DaemonUnavailable, Precondition, WeightdError
 from weightd.wire import methods
 from weightd.wire.gen import weightd_pb2 as pb
 
@@ -25,8 +24,7 @@ class AioRegainer:
         self._connection = connection
         self._all: list[Hold] = []
         self._lost: list[Hold] = []
-        self._waiting: list[Hold] = []
-        self._asked: list[_Asked] = []
+        self._claims = Claims[AioStream]()
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -61,7 +59,7 @@ class AioRegainer:
         try:
             while self._take():
                 attempt = 0 if await self._round() else attempt + 1
-                if self._waiting or self._asked:
+                if self._claims:
                     await self._connection.pause(again.pause(attempt, random.random()))
         except Precondition:
             if not self.closed:
@@ -77,10 +75,9 @@ class AioRegainer:
     def _take(self) -> bool:
         """Take over what was lost meanwhile. False when nothing is left to do."""
         self._all = [h for h in self._all if h.state is LeaseState.REGAINING]
-        self._waiting = [h for h in self._waiting + self._lost if not h.ended]
-        self._asked = [a for a in self._asked if not a.hold.ended]
+        self._claims.take(self._lost)
         self._lost.clear()
-        return not self.closed and bool(self._waiting or self._asked)
+        return not self.closed and bool(self._claims)
 
     def _give_up(self) -> None:
         """The loop ends, and nobody else regains them."""
@@ -90,84 +87,57 @@ class AioRegainer:
                 hold.lose(
                     DaemonUnavailable("the event loop ended before a daemon was back", remedy="Acquire it again.")
                 )
-        self._all, self._lost, self._waiting, self._asked = [], [], [], []
+        self._all, self._lost, self._claims = [], [], Claims()
 
     async def _round(self) -> bool:
         """Whether anything was regained."""
         await self._ask()
-        asked, self._asked = sorted(self._asked, key=_model), []
-        groups = [list(group) for _, group in groupby(asked, key=_model)]
-        ready = [one for group in groups for one in await self._answered(group)]
+        ready = [one for group in self._claims.by_model() for one in await self._answered(group)]
         return None in [await self._collect(one) for one in ready]
 
     async def _ask(self) -> None:
         """Send all claims that wait, once one of them was not refused."""
-        todo, self._waiting = self._waiting, []
+        claims = self._claims
+        todo, claims.waiting = claims.waiting, []
         while todo and await self._readable(todo[0]) is not None:  # A daemon answers, and the connection is a good one.
             first = self._send(todo.pop(0))
             await self._readable(first.hold)  # Answered after the claim was refused, if it was.
             if first.call.is_open():
-                self._asked += [first, *(self._send(hold) for hold in todo)]
+                claims.asked += [first, *(self._send(hold) for hold in todo)]
                 return
             if isinstance(await self._collect(first), again.INTERRUPTIONS):
                 break
-        self._waiting += todo
+        claims.waiting += todo
 
-    def _send(self, hold: Hold) -> _Asked:
+    def _send(self, hold: Hold) -> Asked[AioStream]:
         call = self._connection.send(methods.ACQUIRE, hold.request(), hold.model[0])
         hold.asked(call)
-        return _Asked(hold, call)
+        return Asked(hold, call)
 
-    async def _answered(self, asked: list[_Asked]) -> list[_Asked]:
+    async def _answered(self, asked: list[Asked[AioStream]]) -> list[Asked[AioStream]]:
         """Of these, which claim one snapshot, those that can be read without waiting; the others are kept."""
-        readable = await self._readable(asked[0].hold)
-        ready: list[_Asked] = []
-        for one in asked:
-            (ready if readable or not one.call.is_open() else self._asked).append(one)
-        return ready
+        return self._claims.ready(asked, await self._readable(asked[0].hold))
 
     async def _readable(self, hold: Hold) -> bool | None:
         """Whether its claim can be read: the snapshot is in shared memory, or not held. None when no daemon answers."""
-        ref, revision = hold.model
-        request = pb.GetModelRequest(ref=ref, revision=revision)
         try:
-            model = await self._connection.unary(methods.GET_MODEL, request, ref, limit=ANSWER_S)
-        except NotFound:
-            return True
-        except (Unavailable, SocketDenied, Precondition):
-            return None
-        except WeightdError:
-            return False
-        return bool(model.shm == pb.RESIDENCY_RESIDENT)
+            request = presence_request(hold)
+            model = await self._connection.unary(methods.GET_MODEL, request, request.ref, limit=ANSWER_S)
+        except WeightdError as error:
+            return readable_after(error)
+        return is_present(model)
 
-    async def _collect(self, asked: _Asked) -> WeightdError | None:
+    async def _collect(self, asked: Asked[AioStream]) -> WeightdError | None:
         """Why it was not regained."""
         hold = asked.hold
         try:
             hold.regained(await _handles(asked.call, hold.model[0]))
         except WeightdError as error:
-            if self.closed or hold.ended:
-                return error
-            if again.is_final(error):
-                hold.lose(error)
-            else:
-                self._waiting.append(hold)
-            return error
+            return self._claims.refused(hold, error, closed=self.closed)
         return hold.error
 
     def __repr__(self) -> str:
         return f"<AioRegainer {'idle' if self._task is None else 'regaining'}>"
-
-
-class _Asked(NamedTuple):
-    """A claim that has been sent, and is not answered yet as far as was read."""
-
-    hold: Hold
-    call: AioStream
-
-
-def _model(asked: _Asked) -> tuple[str, str]:
-    return asked.hold.model
 
 
 async def _handles(call: AioStream, ref: str) -> pb.Handles:

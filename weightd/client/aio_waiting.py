@@ -19,8 +19,7 @@ class AioWaiting:
     def __init__(self, connection: AioConnection, method: Method, request: Any, ref: str, *, reconnect: float) -> None:
         self._connection = connection
         self._method, self._request, self._ref = method, request, ref
-        self._reconnect = reconnect
-        self._patience: Patience | None = None  # until it is needed: most calls are answered at once
+        self._patience = Patience(reconnect)
         self._stream: AioStream | None = None
 
     @property
@@ -38,8 +37,7 @@ class AioWaiting:
                 self._stream = None
                 await self._rest_after(error)
                 continue
-            if self._patience is not None:
-                self._patience.heard()
+            self._patience.heard()
             return message
 
     async def _read(self) -> Any:
@@ -51,8 +49,6 @@ class AioWaiting:
         """Raises `error` when it is final."""
         if not self._connection.answered:
             raise error
-        if self._patience is None:
-            self._patience = Patience(self._reconnect)
         now = time.monotonic()
         seconds = self._patience.next_pause(error, now, random.random())
         if seconds is None:

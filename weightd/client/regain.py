@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import random
 import threading
-from itertools import groupby
-from typing import Final, NamedTuple
+from typing import Final
 
 from weightd.client import again, forks
+from weightd.client.claims import Asked, Claims, is_present, presence_request, readable_after
 from weightd.client.connection import Connection, Stream
 from weightd.client.faults import unfinished
 from weightd.client.hold import Hold, LeaseState
-from weightd.core.errors import Exhausted, NotFound, Precondition, SocketDenied, Unavailable, WeightdError
+from weightd.core.errors import Exhausted, Precondition, WeightdError
 from weightd.wire import methods
 from weightd.wire.gen import weightd_pb2 as pb
 
@@ -34,9 +34,7 @@ class Regainer:
         self._changed = threading.Condition(threading.Lock())
         self._lost: list[Hold] = []
         self._thread: threading.Thread | None = None
-        # Of the thread only:
-        self._waiting: list[Hold] = []
-        self._asked: list[_Asked] = []
+        self._claims = Claims[Stream]()  # of the thread only
 
     @property
     def closed(self) -> bool:
@@ -97,24 +95,22 @@ class Regainer:
     def _take(self) -> bool:
         """Take over what was lost meanwhile. False when nothing is left to do."""
         with self._changed:
-            self._waiting = [h for h in self._waiting + self._lost if not h.ended]
-            self._asked = [a for a in self._asked if not a.hold.ended]
+            self._claims.take(self._lost)
             self._lost.clear()
-            if self.closed or not (self._waiting or self._asked):
+            if self.closed or not self._claims:
                 self._thread = None
                 return False
             return True
 
     def _pause(self, attempt: int) -> None:
-        if self._waiting or self._asked:
+        if self._claims:
             with self._changed:
                 self._changed.wait_for(lambda: self.closed, again.pause(attempt, random.random()))
 
     def _round(self) -> bool:
         """Whether anything was regained."""
         self._ask()
-        asked, self._asked = sorted(self._asked, key=_model), []
-        ready = [one for _, group in groupby(asked, key=_model) for one in self._answered(list(group))]
+        ready = [one for group in self._claims.by_model() for one in self._answered(group)]
         failed = [self._collect(one) for one in ready]
         with self._changed:
             self._changed.notify_all()
@@ -122,72 +118,47 @@ class Regainer:
 
     def _ask(self) -> None:
         """Send all claims that wait, once one of them was not refused."""
-        todo, self._waiting = self._waiting, []
+        claims = self._claims
+        todo, claims.waiting = claims.waiting, []
         while todo and self._readable(todo[0]) is not None:  # A daemon answers, and the connection is a good one.
             first = self._send(todo.pop(0))
             self._readable(first.hold)  # Answered after the claim was refused, if it was.
             if first.call.is_open():
-                self._asked += [first, *(self._send(hold) for hold in todo)]
+                claims.asked += [first, *(self._send(hold) for hold in todo)]
                 return
             if isinstance(self._collect(first), again.INTERRUPTIONS):
                 break
-        self._waiting += todo
+        claims.waiting += todo
 
-    def _send(self, hold: Hold) -> _Asked:
+    def _send(self, hold: Hold) -> Asked[Stream]:
         call = self._connection.send(methods.ACQUIRE, hold.request(), hold.model[0])
         hold.asked(call)
-        return _Asked(hold, call)
+        return Asked(hold, call)
 
-    def _answered(self, asked: list[_Asked]) -> list[_Asked]:
+    def _answered(self, asked: list[Asked[Stream]]) -> list[Asked[Stream]]:
         """Of these, which claim one snapshot, those that can be read without waiting; the others are kept."""
-        readable = self._readable(asked[0].hold)
-        ready: list[_Asked] = []
-        for one in asked:
-            (ready if readable or not one.call.is_open() else self._asked).append(one)
-        return ready
+        return self._claims.ready(asked, self._readable(asked[0].hold))
 
     def _readable(self, hold: Hold) -> bool | None:
         """Whether its claim can be read: the snapshot is in shared memory, or not held. None when no daemon answers."""
-        ref, revision = hold.model
-        request = pb.GetModelRequest(ref=ref, revision=revision)
         try:
-            model = self._connection.unary(methods.GET_MODEL, request, ref, limit=ANSWER_S)
-        except NotFound:
-            return True
-        except (Unavailable, SocketDenied, Precondition):
-            return None
-        except WeightdError:
-            return False
-        return bool(model.shm == pb.RESIDENCY_RESIDENT)
+            request = presence_request(hold)
+            model = self._connection.unary(methods.GET_MODEL, request, request.ref, limit=ANSWER_S)
+        except WeightdError as error:
+            return readable_after(error)
+        return is_present(model)
 
-    def _collect(self, asked: _Asked) -> WeightdError | None:
+    def _collect(self, asked: Asked[Stream]) -> WeightdError | None:
         """Why it was not regained."""
         hold = asked.hold
         try:
             hold.regained(_handles(asked.call, hold.model[0]))
         except WeightdError as error:
-            if self.closed or hold.ended:
-                return error
-            if again.is_final(error):
-                hold.lose(error)
-            else:
-                self._waiting.append(hold)
-            return error
+            return self._claims.refused(hold, error, closed=self.closed)
         return hold.error
 
     def __repr__(self) -> str:
         return f"<Regainer {'idle' if self._thread is None else 'regaining'}>"
-
-
-class _Asked(NamedTuple):
-    """A claim that has been sent, and is not answered yet as far as was read."""
-
-    hold: Hold
-    call: Stream
-
-
-def _model(asked: _Asked) -> tuple[str, str]:
-    return asked.hold.model
 
 
 def _handles(call: Stream, ref: str) -> pb.Handles:

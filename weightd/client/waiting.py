@@ -35,8 +35,7 @@ class Waiting:
         self._connection = connection
         self._method, self._request, self._ref = method, request, ref
         self._deadline = deadline
-        self._reconnect = reconnect
-        self._patience: Patience | None = None  # until it is needed: most calls are answered at once
+        self._patience = Patience(reconnect)
         self._stream: Stream | None = None
 
     @property
@@ -55,8 +54,7 @@ class Waiting:
                 continue
             if message is None:
                 return
-            if self._patience is not None:
-                self._patience.heard()
+            self._patience.heard()
             yield message
 
     def _read(self) -> Any:
@@ -68,8 +66,6 @@ class Waiting:
         """Raises `error` when it is final."""
         if not self._connection.answered:
             raise error
-        if self._patience is None:
-            self._patience = Patience(self._reconnect)
         now = time.monotonic()
         seconds = self._patience.next_pause(error, now, random.random())
         if seconds is None:
