@@ -85,7 +85,10 @@ def shm_huge(root: Path = SHM, mounts: str | None = None) -> Check:
     if kind != "tmpfs":
         return Check("shm huge pages", "warning", f"{root} is {kind or 'not mounted'}, not tmpfs", fix)
     mode = huge_mode(root, mounts)
-    if mode in ("within_size", "always", "advise"):
+    if mode == "always":
+        found = "huge=always: every segment ends in a whole huge page, which budgets do not count"
+        return Check("shm huge pages", "warning", found, fix)
+    if mode in ("within_size", "advise"):
         return Check("shm huge pages", "ok", f"huge={mode}")
     return Check("shm huge pages", "warning", f"huge={mode}: 4 KiB pages, so fetching and loading are slower", fix)
 

@@ -83,7 +83,7 @@ class Mover:
         names = self.catalog.kept.claim(i for item in items for i in item.identities)
         try:
             await self.room.reserve(items, ref)
-            async with self.lanes.enter(flight) as going, self.room.taken_by(items):
+            async with self.lanes.enter(flight) as going, self.room.taken_by(items, ref):
                 await self._move(items, _Run(flight, going, committed))
         finally:
             for item in items:

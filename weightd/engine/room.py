@@ -42,17 +42,16 @@ class Room:
                 item.reserve(catalog, ref)
 
     @asynccontextmanager
-    async def taken_by(self, items: list[Item]) -> AsyncGenerator[None]:
+    async def taken_by(self, items: list[Item], ref: str) -> AsyncGenerator[None]:
         """Raises ShmFull or DiskFull unless they fit beside what else is under way."""
         self._moving.append(items)
         try:
-            await self._check()
+            await self._check(f"for {ref}")
             yield
         finally:
             self._moving.remove(items)
 
-    async def _check(self) -> None:
-        why = f"for {self._moving[-1][0].file.path if self._moving[-1] else ''}"
+    async def _check(self, why: str) -> None:
         if not await self._evictor.make_room(Tier.SHM, self._missing_shm, why):
             await self._catalog.io(self._catalog.segments.check_room, await self._wanted_shm())
         while (short := await self._missing_disk()) > 0 and await self._catalog.kept.drop_oldest():
