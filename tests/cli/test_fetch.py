@@ -114,7 +114,7 @@ def test_a_fault_of_the_configuration(cli: Cli, origin: Origin, tmp_path: Path) 
 def test_a_signal_takes_back_what_was_begun(
     served: Served, origin: Origin, tmp_path: Path, number: signal.Signals, code: int, way: str
 ) -> None:
-    origin.fault("raw.bin", Fault(stall_after=1 << 20))
+    origin.fault("raw.bin", Fault(stall_after=1 << 16))
     to = ["--to", str(tmp_path / "d")] if way == "directory" else []
     with subprocess.Popen(
         [sys.executable, "-m", "weightd", "--socket", str(served.socket), "fetch", origin.url("raw.bin"), *to],
