@@ -88,6 +88,9 @@ def assert_refused(ended: Ended, code: int, kind: str, *words: str) -> None:
 class Host(Served):
     """A daemon with what it holds as seen from outside, in its own mount namespace if it has one."""
 
+    calm: int | None = None
+    """Threads while nothing was under way: the fewest that were seen."""
+
     @property
     def root(self) -> Path:
         return Path(f"/proc/{self.process.pid}/root")
@@ -132,17 +135,27 @@ class Host(Served):
         """What runs inside leaves no file, segment, lease, reservation or thread, and a daemon as good as before."""
         self.fetch(good)
         held, threads = self.held(), self.threads()
+        self.calm = min(threads, self.calm or threads)
         yield
         status = self.status()
         assert (status["leases"], status["transfers"]) == (0, 0)
         assert (status["shm"]["reserved"], status["nvme"]["reserved"]) == (0, 0)
         assert self.held() == held
-        deadline = time.monotonic() + 5 + IDLE_SECONDS  # Of the thread that ends idle connections.
-        while self.threads() > threads and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert self.threads() <= threads
+        # One that ends idle connections lives on for a while: `calm_again` waits for it.
+        self._await_threads(threads + 1, 5)
         self.fetch(good)
         assert self.held() == held
+
+    def calm_again(self) -> None:
+        """No thread stays of all that was `unharmed`."""
+        if self.calm is not None:
+            self._await_threads(self.calm, 5 + IDLE_SECONDS)
+
+    def _await_threads(self, most: int, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while self.threads() > most and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert self.threads() <= most
 
     def start_again(self) -> None:
         """A new process on the same directories, after the last has ended."""
@@ -178,6 +191,7 @@ def daemon(*options: str, config: str = "", mounts: Sequence[str] = ()) -> Itera
             host.ready().warm_up()
             yield host
             if host.process.poll() is None:
+                host.calm_again()
                 # Held open, because a mount namespace ends with its last process.
                 shm = os.open(host.root / "dev/shm", os.O_RDONLY)
                 assert host.stop(signal.SIGTERM) == 0, host.text()
