@@ -93,8 +93,8 @@ class Worker:
         return count
 
 
-def main() -> None:
-    worker = Worker(sys.argv[1])
+def main(make: Callable[[str], Worker] = Worker) -> None:
+    worker = make(sys.argv[1])
     print(json.dumps({"answer": "ready"}), flush=True)
     for line in sys.stdin:
         asked = json.loads(line)
