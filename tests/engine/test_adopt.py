@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import mmap
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.engine.rig import MIB, Origin, Rig, Served, pattern, running
-from weightd.core.errors import BudgetExceeded, ModelNotFound
+from weightd.core.errors import BudgetExceeded, ModelBusy, ModelNotFound
 from weightd.engine.adopt import Adoption
 from weightd.engine.api import EventKind, Tier
 
@@ -181,6 +182,21 @@ async def test_nothing_adopted_is_evicted_until_its_workers_had_time(tmp_path: P
         for model in rig.engine._catalog.snapshots:
             model.awaited = False
         (await rig.acquire("http://origin/third/")).release()
+
+
+async def test_no_command_takes_what_workers_map_before_they_had_time(tmp_path: Path) -> None:
+    segments = await prepare(tmp_path)
+    with segments[f"{FIRST}model.bin"].open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+    async with again(tmp_path, grace=3600.0) as rig:  # type: ignore[attr-defined]
+        for command in (rig.engine.evict, rig.engine.remove):
+            with pytest.raises(ModelBusy, match="adopted after a restart"):
+                await command(FIRST)
+        assert resident(rig) == {FIRST, SECOND}
+        await rig.engine.evict(SECOND)  # Nobody maps it.
+        mapped.close()
+        await rig.engine.evict(FIRST)
+        assert resident(rig) == set()
 
 
 async def test_grace_ends(tmp_path: Path) -> None:

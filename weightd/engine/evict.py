@@ -175,6 +175,8 @@ class Evictor:
 
     async def evict(self, models: list[Model]) -> Evicted:
         """Of one ref, all. Raises ModelLeased, ModelPinned, ModelBusy; then they stay."""
+        self._check(models)
+        await self._check_awaited(models)
         async with self._catalog.publishing:
             self._check(models)
             blobs = {b for m in models for b in m.blobs.values() if b.in_shm} - self._needed(models)
@@ -185,6 +187,7 @@ class Evictor:
     async def remove(self, models: list[Model]) -> Evicted:
         """Of one ref, all, the current one last. Raises as `evict`."""
         self._check(models)
+        await self._check_awaited(models)
         total = Evicted()
         for model in reversed(models):
             left = await self._remover.remove(model, partial(self._may_leave, model))
@@ -211,6 +214,16 @@ class Evictor:
             raise ModelPinned("it is pinned", ref=ref, remedy="Unpin it first.")
         if any(m.users for m in models) or any(self._wanted(b) for m in models for b in m.blobs.values()):
             raise ModelBusy("it is being filled or verified", ref=ref, remedy="Try again when that has ended.")
+
+    async def _check_awaited(self, models: list[Model]) -> None:
+        """Who maps what was adopted had leased it, and may not have had time to come again."""
+        blobs = {b for m in models if m.awaited for b in m.blobs.values() if b.in_shm}
+        if await self._catalog.io(_mapped, [(b, b.segment) for b in blobs if b.segment is not None]):
+            raise ModelBusy(
+                "it was adopted after a restart, and is mapped by workers that may lease it again",
+                ref=models[0].ref.shown,
+                remedy="Try again when [shm] adopt_grace is over, or end those workers.",
+            )
 
     def holders(self, tier: Tier) -> str:
         """What holds the space of a tier and cannot go, the largest first; for errors."""
