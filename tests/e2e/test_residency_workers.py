@@ -9,7 +9,6 @@ import select
 import shutil
 import signal
 import socket
-import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -152,17 +151,14 @@ def test_who_waits_is_listed_and_leaves_nothing_when_killed(start: Start, host: 
     origin.fault("slow.safetensors", Fault(), times=1)
     origin.fault("slow.safetensors", Fault(stall_after=1000))
     ref = origin.url("slow.safetensors")
-    waiting = subprocess.Popen(start(host.socket).process.args, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    with waiting:
-        assert waiting.stdin is not None
-        waiting.stdin.write(f'{{"do": "acquire", "ref": "{ref}"}}\n'.encode())
-        waiting.stdin.flush()
-        until(lambda: pids(host, "") == {waiting.pid})
-        (lease,) = host.cli("leases", "--json").objects
-        assert (lease["ref"], lease["waiting"], lease["revision"]) == (ref, True, "")
-        (transfer,) = host.status()["transfers_under_way"]
-        assert (transfer["ref"], transfer["urgent"]) == (ref, True)
-        waiting.kill()
+    waiting = start(host.socket)
+    waiting.ask("acquire", ref=ref)
+    until(lambda: pids(host, "") == {waiting.pid})
+    (lease,) = host.cli("leases", "--json").objects
+    assert (lease["ref"], lease["waiting"], lease["revision"]) == (ref, True, "")
+    (transfer,) = host.status()["transfers_under_way"]
+    assert (transfer["ref"], transfer["urgent"]) == (ref, True)
+    waiting.kill()
     until(lambda: leases(host, "") == [])
     with Client(host.socket) as client:
         until(lambda: client.status().transfers == 0)

@@ -34,10 +34,14 @@ class WorkerProcess:
 
     def __call__(self, do: str, **arguments: Any) -> Any:
         """Raises Refused."""
+        self.ask(do, **arguments)
+        return self.answer()
+
+    def ask(self, do: str, **arguments: Any) -> None:
+        """Without waiting for the `answer`."""
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
         self.process.stdin.flush()
-        return self.answer()
 
     def answer(self) -> Any:
         assert self.process.stdout is not None
