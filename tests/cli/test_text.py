@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weightd.cli.text import columns, place, printable, process_id, share, shorten
+from weightd.cli.text import columns, duration, place, printable, process_id, share, shorten, told_apart
 from weightd.client.types import Holder
 
 HEADER = ("REF", "REVISION", "SIZE")
@@ -63,6 +63,27 @@ def test_what_is_shortened_fits_and_keeps_both_ends(text: str, width: int) -> No
         assert (short[0], short[-1], len(short)) == (text[0], text[-1], width)
 
 
+MODELS = [f"https://host.example.org/models/{name}/model.safetensors" for name in ("qwen-7b", "llama-8b", "phi-4")]
+
+
+def test_what_would_look_the_same_is_told_apart() -> None:
+    other = "hf://org/a-rather-long-name-of-a-model@main"
+    assert told_apart([*MODELS, MODELS[0], other], 24) == [
+        "…qwen-7b…",
+        "…llama-8b…",
+        "…phi-4/model.safetensors",
+        "…qwen-7b…",
+        shorten(other, 24),
+    ]
+
+
+@given(texts=st.lists(st.text("ab/…", max_size=40), max_size=6), width=st.integers(0, 40))
+def test_nothing_is_longer_than_it_may_be(texts: list[str], width: int) -> None:
+    short = told_apart(texts, width)
+    assert [len(x) <= width for x in short] == [True] * len(texts)
+    assert [x for x, text in zip(short, texts, strict=True) if len(text) <= width and x != text] == []
+
+
 def test_holders_in_few_characters() -> None:
     said = Holder(pid=7, started=1, command="", cgroup="/a/b.service/", pod="", confirmed=False, uid=0)
     assert (process_id(said), place(said)) == ("7?", "b.service")
@@ -70,6 +91,18 @@ def test_holders_in_few_characters() -> None:
     assert (process_id(known), place(known)) == ("7", "ns/p")
     nobody = Holder(pid=0, started=0, command="", cgroup="", pod="", confirmed=False, uid=0)
     assert (process_id(nobody), place(nobody)) == ("?", "")
+
+
+def test_durations_are_rounded_before_their_unit_is_chosen() -> None:
+    assert [duration(x) for x in (0, 59.4, 59.6, 3569, 3571, 86399, 1e6)] == [
+        "0 s",
+        "59 s",
+        "1 min",
+        "59 min",
+        "1 h",
+        "1 d",
+        "12 d",
+    ]
 
 
 def test_shares_and_printable_text() -> None:

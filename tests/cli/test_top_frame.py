@@ -10,7 +10,7 @@ from rich.cells import cell_len
 
 from tests.cli import scene
 from weightd.cli.top_bars import KINDS, cells, parts
-from weightd.cli.top_frame import Page, fair, frame
+from weightd.cli.top_frame import CURVE, Page, fair, frame
 from weightd.cli.top_sample import NEWS_S, History, Rates
 from weightd.cli.top_table import Column, fitted, widths
 from weightd.client.types import TierInfo
@@ -41,6 +41,29 @@ def test_a_frame_of_24_lines_shows_something_of_everything() -> None:
     for word in ("TRANSFERS", "MODELS", "LEASES", "leased", "draining", "others", "more", "waits", "hf://meta-ll…"):
         assert word in text
     assert "shm: of 135.0 GiB left only 96.0 GiB are free, others use 31.0 GiB" in text
+
+
+def test_a_frame_of_12_lines_shows_a_line_of_everything() -> None:
+    lines = shown(scene.history(), scene.page(60, 12))
+    assert len(lines) == 12
+    assert "" not in lines
+    headings = [i for i, line in enumerate(lines) if line.split()[0] in ("TRANSFERS", "MODELS", "LEASES")]
+    assert len(headings) == 3
+    assert all(i + 1 not in headings for i in headings)
+    assert headings[-1] < 11
+
+
+def test_no_number_of_the_rates_is_cut() -> None:
+    """What does not fit is left out."""
+    history = scene.history()
+    line = "fetch 1.4 GiB/s load 12.0 GiB/s acquires 40.0/s 98 % at once evicted 12"
+    whole = line.split()
+    for width in range(17, 200):
+        (line,) = [x for x in shown(history, scene.page(width, 40)) if x.startswith(" fetch")]
+        words = "".join(c for c in line if c not in CURVE).split()
+        assert words == whole[: len(words)]
+        assert words[-1] in ("GiB/s", "40.0/s", "once", "12")
+    assert words == whole
 
 
 def test_a_wide_frame_names_everything() -> None:
@@ -75,8 +98,9 @@ def test_one_look_has_no_rates() -> None:
 def test_a_daemon_that_was_started_again_is_told_for_a_while_and_begins_anew() -> None:
     history = scene.history(10)
     history.fail("no daemon: nobody listens on the socket")
-    (trouble,) = [x for x in shown(history, scene.page(80, 24, now=12.0)) if "no answer" in x]
-    assert trouble.startswith(" no answer for 3 s: no daemon: nobody listens")
+    title, trouble = shown(history, scene.page(80, 24, now=12.0))[:2]
+    assert trouble == " no answer for 3 s: no daemon: nobody listens on the socket"
+    assert ("NO ANSWER" in title, "SERVING" in title) == (True, False)
     history.add(scene.sample(20.0, pid=4800, uptime=-19.0))
     assert history.rates == Rates()
     assert "started again: process 4711 → 4800" in "\n".join(shown(history, scene.page(80, 24, now=21.0)))

@@ -40,8 +40,9 @@ def columns(
     shown = list(range(len(header)))
     if sys.stdout.isatty():
         _fit(widths, shown, shrink or {}, drop, shutil.get_terminal_size().columns)
-    for line in lines:
-        cells = [shorten(line[i], widths[i]) for i in shown]
+    short = [told_apart([line[i] for line in lines], width) for i, width in enumerate(widths)]
+    for number in range(len(lines)):
+        cells = [short[i][number] for i in shown]
         aligned = [c.rjust(widths[i]) if i in right else c.ljust(widths[i]) for i, c in zip(shown, cells, strict=True)]
         click.echo("  ".join(aligned).rstrip())
 
@@ -78,6 +79,36 @@ def shorten(text: str, width: int) -> str:
     return f"{text[: width - 1 - tail]}…{text[len(text) - tail :]}"
 
 
+def told_apart(texts: Sequence[str], width: int) -> list[str]:
+    """Each as `shorten` has it; but of different ones that look the same then, the part in which they differ is shown:
+    addresses of models on one host, say, that all end in the same name of a file."""
+    alike: dict[str, set[str]] = {}
+    for text in texts:
+        if len(text) > width:
+            alike.setdefault(shorten(text, width), set()).add(text)
+    twins = {text: list(group) for group in alike.values() if len(group) > 1 for text in group}
+    return [_differing(text, twins[text], width) if text in twins else shorten(text, width) for text in texts]
+
+
+def _differing(text: str, group: Sequence[str], width: int) -> str:
+    """Without the directories that all of them begin with, and without what they end with if need be."""
+    begin = _begins(group).rfind("/") + 1
+    tail = _begins([other[::-1] for other in group])[::-1]
+    end = len(tail) - tail.find("/") if "/" in tail else 0
+    if begin + end > min(map(len, group)):
+        end = 0
+    core, dots = text[begin : len(text) - end], "…" if begin else ""
+    whole = f"{dots}{text[begin:]}"
+    return whole if len(whole) <= width else shorten(f"{dots}{core}{'…' if end else ''}", width)
+
+
+def _begins(texts: Sequence[str]) -> str:
+    """What all of them begin with."""
+    first, last = min(texts), max(texts)
+    same = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+    return first[:same]
+
+
 def place(holder: Holder) -> str:
     """Where a holder runs, in few characters: its pod, else the last part of its cgroup's path."""
     return holder.pod or holder.cgroup.rstrip("/").rpartition("/")[2]
@@ -103,7 +134,7 @@ def ago(then: float, now: float | None = None) -> str:
 def duration(seconds: float) -> str:
     """For people: two digits that matter."""
     for limit, unit, name in ((60, 1, "s"), (3600, 60, "min"), (86400, 3600, "h")):
-        if seconds < limit:
+        if seconds < limit - unit / 2:
             return f"{seconds / unit:.0f} {name}"
     return f"{seconds / 86400:.0f} d"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import shutil
 import signal
 import sys
 import time
@@ -50,6 +51,9 @@ def command(socket: str | None, interval: float, once: bool) -> None:
 
     console = Console(highlight=False, width=None if sys.stdout.isatty() else _pipe_width())
     terminal = sys.stdout.isatty() and not console.is_dumb_terminal
+    if console.is_dumb_terminal:  # which rich takes for 80 columns, whatever it has
+        width, height = shutil.get_terminal_size()
+        console = Console(highlight=False, width=width, height=height)
     history = History()
     with sigterm_raises(), connect(socket) as client:
         history.add(take(client))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from rich.text import Text
@@ -11,8 +11,8 @@ from rich.text import Text
 from weightd.cli.status import squeezed, tight
 from weightd.cli.text import count, duration, place, policy, printable, process_id, rate, share
 from weightd.cli.top_bars import KINDS, Kind, cells, parts
-from weightd.cli.top_sample import History, Rates, Sample
-from weightd.cli.top_table import Cell, Column, heading, line, widths
+from weightd.cli.top_sample import History, Sample
+from weightd.cli.top_table import Cell, Column, table
 from weightd.client.types import LeaseInfo, ModelInfo, TierInfo, TransferInfo
 from weightd.core.budget import human
 from weightd.core.lifecycle import DaemonState, Residency
@@ -20,9 +20,13 @@ from weightd.core.policy import Policy
 
 WIDE: Final = 110
 """Columns from which words stand in place of signs."""
+NARROW: Final = 72
+"""Columns below which less is told."""
 LATE_S: Final = 3.0
 """Beyond the interval: then the daemon is said not to answer."""
 CURVE: Final = "▁▂▃▄▅▆▇█"
+CURVE_CELLS: Final = 12
+CURVE_LEAST: Final = 4
 _SIGNS: Final = {Residency.RESIDENT: "●", Residency.FILLING: "◐", Residency.EVICTING: "◌", Residency.ABSENT: "·"}
 _STYLES: Final = {Residency.FILLING: "gold1", Residency.EVICTING: "medium_orchid", Residency.ABSENT: "dim"}
 _STATES: Final = {DaemonState.SERVING: "black on green3", DaemonState.STARTING: "black on gold1"}
@@ -51,11 +55,15 @@ def frame(history: History, page: Page) -> list[Text]:
     """At most `page.height` lines, none longer than `page.width`; `history` has a sample."""
     sample = history.last
     assert sample is not None
-    head = [_title(sample, page), *_troubles(history, sample, page), Text(), *_tiers(sample, page), Text()]
-    head += [_rates(history, sample, page)]
+    head = [_title(history, sample, page), *_troubles(history, sample, page)]
+    tiers, legend, rates = _tiers(sample, page), _legend(page), _rates(history, sample, page)
     sections = [s for s in (_transfers(sample, page), _models(sample, page), _leases(sample, page)) if s.lines]
-    room = None if page.height is None else page.height - len(head)
-    lines = head + _arranged(sections, room)
+    lines = [*head, Text(), *tiers, legend, Text(), rates]
+    gap = 1
+    if page.height is not None and len(lines) + 3 * len(sections) > page.height:
+        lines, gap = [*head, *tiers, rates], 0
+        sections = sections[: max(0, page.height - len(lines)) // 2]
+    lines += _arranged(sections, None if page.height is None else page.height - len(lines), gap)
     return [_cut(text, page.width) for text in (lines if page.height is None else lines[: page.height])]
 
 
@@ -65,11 +73,12 @@ def _cut(text: Text, width: int) -> Text:
     return text
 
 
-def _title(sample: Sample, page: Page) -> Text:
-    status = sample.status
+def _title(history: History, sample: Sample, page: Page) -> Text:
+    status, silent = sample.status, _silent(history, sample, page)
+    state = "NO ANSWER" if silent else status.state.value
     text = Text().append(" weightd ", "bold")
     text.append(f"{status.version} ")
-    text.append(f" {status.state.value} ", _STATES.get(status.state, "black on red3"))
+    text.append(f" {state} ", "bold white on red3" if silent else _STATES.get(status.state, "black on red3"))
     text.append(f"  process {status.pid}, up {duration(status.uptime)}", "dim")
     counts = (count(status.models, "model"), count(status.leases, "lease"), count(status.transfers, "transfer"))
     clock = f"{time.strftime('%H:%M:%S', time.localtime(page.wall))} "
@@ -79,12 +88,17 @@ def _title(sample: Sample, page: Page) -> Text:
     return text.append(f"{right:>{max(0, room)}}")
 
 
+def _silent(history: History, sample: Sample, page: Page) -> bool:
+    return bool(history.fault) or page.now - sample.time > page.interval + LATE_S
+
+
 def _troubles(history: History, sample: Sample, page: Page) -> list[Text]:
     lines = []
-    age = page.now - sample.time
-    if history.fault or age > page.interval + LATE_S:
+    if _silent(history, sample, page):
         why = f": {printable(history.fault)}" if history.fault else ""
-        lines.append(Text(f" no answer for {duration(age)}{why}; below is what was before ", "bold white on red3"))
+        text = f" no answer for {duration(page.now - sample.time)}{why}"
+        full = f"{text}; below is what was before "
+        lines.append(Text(full if len(full) <= page.width else f"{text} ", "bold white on red3"))
     elif news := history.news(page.now):
         lines.append(Text(f" {news} ", "black on gold1"))
     status = sample.status
@@ -96,15 +110,21 @@ def _tiers(sample: Sample, page: Page) -> list[Text]:
     status, models = sample.status, sample.models
     shm = parts(status.shm, models, lambda f: f.shm)
     nvme = parts(status.nvme, models, lambda f: f.nvme)
-    legend = Text(" " * 6)
+    return [_tier("shm", status.shm, shm, page), _tier("nvme", status.nvme, nvme, page)]
+
+
+def _legend(page: Page) -> Text:
+    legend = Text(" " * (6 if page.width >= NARROW else 1))
     for kind in KINDS:
         legend.append(f"{kind.mark if page.colours else kind.glyph} ", kind.style).append(f"{kind.name} ", "dim")
-    return [_tier("shm", status.shm, shm, page), _tier("nvme", status.nvme, nvme, page), legend]
+    return legend
 
 
 def _tier(name: str, tier: TierInfo, amounts: Sequence[tuple[Kind, int]], page: Page) -> Text:
     used = tier.budget - tier.left
-    right = f"{human(used):>11} of {human(tier.budget):>9}{human(tier.left):>11} left"
+    right = f"{human(used):>11} of {human(tier.budget):>10}"
+    if page.width >= NARROW:
+        right += f"{human(tier.left):>11} left"
     if page.width >= WIDE:
         right += f"{human(tier.other):>11} others"
     text = Text().append(f" {name:<5}", "bold")
@@ -115,21 +135,30 @@ def _tier(name: str, tier: TierInfo, amounts: Sequence[tuple[Kind, int]], page: 
 
 
 def _rates(history: History, sample: Sample, page: Page) -> Text:
+    """What fits, as a whole; in the room that is left, curves."""
     counters, rates = sample.status.counters, history.rates
-    fields: list[tuple[str, str, Callable[[Rates], float | None]]] = [
-        ("fetch", _speed(rates.fetched), lambda r: r.fetched),
-        ("load", _speed(rates.loaded), lambda r: r.loaded),
-        ("acquires", "–" if rates.acquires is None else f"{rates.acquires:.1f}/s", lambda r: r.acquires),
+    fields = [
+        ("fetch ", f"{_speed(rates.fetched):<11}", [r.fetched for r in history.curve]),
+        ("load ", f"{_speed(rates.loaded):<11}", [r.loaded for r in history.curve]),
+        ("acquires ", f"{_often(rates.acquires):<7}", [r.acquires for r in history.curve]),
+        *([(f"{share(counters.hits, counters.acquires)} at once ", "", None)] if counters.acquires else []),
+        ("evicted ", f"{counters.evictions}", None),
     ]
+    curved = sum(values is not None for *_, values in fields) if page.colours else 0
+    needed = 1 + sum(len(name + value) + 1 for name, value, _ in fields)
+    curve = min(CURVE_CELLS, (page.width - needed) // curved - 2) if curved else 0
     text = Text(" ")
-    for name, value, of in fields:
-        text.append(f"{name} ", "dim").append(f"{value:<12}" if name != "acquires" else f"{value:<8}", "bold")
-        if page.width >= WIDE and page.colours:
-            text.append(f"{_curve([of(r) or 0.0 for r in history.curve], 12)}   ", "steel_blue")
-    if counters.acquires:
-        text.append(f"{share(counters.hits, counters.acquires)} at once   ", "dim")
-    text.append("evicted ", "dim").append(f"{counters.evictions}", "bold")
+    for name, value, values in fields:
+        if text.cell_len + len(f"{name}{value}".rstrip()) > page.width:
+            break
+        text.append(name, "dim").append(f"{value} ", "bold")
+        if values is not None and curve >= CURVE_LEAST:
+            text.append(f"{_curve([v or 0.0 for v in values], curve)}  ", "steel_blue")
     return text
+
+
+def _often(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1f}/s" if value < 1000 else f"{value:.0f}/s"
 
 
 def _speed(value: float | None) -> str:
@@ -149,16 +178,14 @@ def _transfers(sample: Sample, page: Page) -> Section:
     bar = 24 if wide else 8
     columns = (
         Column("TRANSFERS", 12, weight=1),
-        Column("PHASE", 9),
-        Column("", bar),
+        Column("PHASE", 9, drop=2),
+        Column("", bar, drop=4),
         Column("", 5, right=True),
         *([Column("SIZE", 10, right=True)] if wide else []),
-        Column("RATE", 11, right=True),
-        Column("LEFT", 6, right=True),
+        Column("RATE", 12, right=True, drop=1),
+        Column("LEFT", 6, right=True, drop=3),
     )
-    sizes = widths(columns, page.width - 2)
-    rows = [_transfer(t, bar, page) for t in sample.status.under_way]
-    return Section(_indent(heading(columns, sizes)), [_indent(line(row, columns, sizes)) for row in rows])
+    return _section(columns, [_transfer(t, bar, page) for t in sample.status.under_way], page)
 
 
 def _transfer(t: TransferInfo, bar: int, page: Page) -> list[Cell]:
@@ -180,18 +207,16 @@ def _models(sample: Sample, page: Page) -> Section:
     wide = page.width >= WIDE
     columns = (
         Column("MODELS", 12, weight=1),
-        Column("POLICY", 12 if wide else 6),
+        Column("POLICY", 12 if wide else 6, drop=4),
         Column("SHM", 8 if wide else 3),
-        Column("NVME", 8 if wide else 4),
-        Column("SIZE", 9, right=True),
-        Column("LEASES", 6, right=True),
-        Column("USED", 11 if wide else 7, right=True),
+        Column("NVME", 8 if wide else 4, drop=3),
+        Column("SIZE", 10, right=True, drop=1),
+        Column("LEASES", 6, right=True, drop=2),
+        Column("USED", 10 if wide else 6, right=True, drop=5),
     )
-    sizes = widths(columns, page.width - 2)
     busy = {t.ref for t in sample.status.under_way}
     models = sorted(sample.models, key=lambda m: (m.ref not in busy, not m.leases, -m.last_used, m.ref))
-    rows = [_model(m, wide, page) for m in models]
-    return Section(_indent(heading(columns, sizes)), [_indent(line(row, columns, sizes)) for row in rows])
+    return _section(columns, [_model(m, wide, page) for m in models], page)
 
 
 def _model(m: ModelInfo, wide: bool, page: Page) -> list[Cell]:
@@ -217,15 +242,13 @@ def _residency(state: Residency, wide: bool, resident: str) -> Cell:
 def _leases(sample: Sample, page: Page) -> Section:
     columns = (
         Column("LEASES", 16, weight=4),
-        Column("PID", 7, right=True),
-        Column("COMMAND", 8, weight=3),
-        Column("WHERE", 8, weight=3),
-        Column("SINCE", 12, right=True),
+        Column("PID", 8, right=True),
+        Column("COMMAND", 8, weight=3, drop=2),
+        Column("WHERE", 8, weight=3, drop=3),
+        Column("FOR", 12, right=True, drop=1),
     )
-    sizes = widths(columns, page.width - 2)
     leases = sorted(sample.leases, key=lambda lease: not lease.waiting)
-    rows = [_lease(lease, page) for lease in leases]
-    return Section(_indent(heading(columns, sizes)), [_indent(line(row, columns, sizes)) for row in rows])
+    return _section(columns, [_lease(lease, page) for lease in leases], page)
 
 
 def _lease(lease: LeaseInfo, page: Page) -> list[Cell]:
@@ -240,20 +263,22 @@ def _lease(lease: LeaseInfo, page: Page) -> list[Cell]:
     ]
 
 
-def _indent(text: Text) -> Text:
-    return Text(" ") + text
+def _section(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], page: Page) -> Section:
+    heading, lines = table(columns, rows, page.width - 2)
+    return Section(Text(" ") + heading, [Text(" ") + line for line in lines])
 
 
-def _arranged(sections: Sequence[Section], room: int | None) -> list[Text]:
-    """All of each where there is room; else each gets a fair part, and says how many lines it lacks."""
+def _arranged(sections: Sequence[Section], room: int | None, gap: int) -> list[Text]:
+    """All of each where there is room; else each gets a fair part, and says how many lines it lacks if it has two."""
     wanted = [len(s.lines) for s in sections]
-    given = wanted if room is None else fair(wanted, room - 2 * len(sections))
+    given = wanted if room is None else fair(wanted, room - (1 + gap) * len(sections))
     lines: list[Text] = []
     for section, size in zip(sections, given, strict=True):
-        lines += [Text(), section.heading]
+        lines += [Text()] * gap + [section.heading]
         missing = len(section.lines) - size
-        lines += section.lines[:size] if not missing else section.lines[: max(0, size - 1)]
-        if missing and size:
+        whole = not missing or size < 2
+        lines += section.lines[:size] if whole else section.lines[: size - 1]
+        if not whole:
             lines.append(Text(f" … {missing + 1} more", "dim"))
     return lines
 
