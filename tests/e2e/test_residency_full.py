@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +29,7 @@ SIZE = 20 * MIB
 FILES = {f"{name}.safetensors": safetensors(SIZE, name.encode()) for name in "abc"}
 SUMS = {name: hashlib.sha256(data).hexdigest() for name, data in FILES.items()}
 A, B, C = FILES
-FETCH = '[fetch]\npart_size = "1MiB"\nreceivers = 2\nretries = 2\nstall_timeout_s = 1.0\n'
+FETCH = '[fetch]\npart_size = "1MiB"\nreceivers = 2\nretries = 4\nstall_timeout_s = 2.0\n'
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0
@@ -176,8 +177,11 @@ def test_one_that_comes_while_a_segment_is_being_filled(small: Small, files: Ori
     with ThreadPoolExecutor(1) as pool:
         fetch = pool.submit(small.client.fetch, ref)
         until(lambda: recorded(small.host.state_dir))
-        with filled(small.directory, leave=0), pytest.raises(ShmFull):
-            fetch.result(PATIENCE)
+        small.host.process.send_signal(signal.SIGSTOP)
+        with filled(small.directory, leave=0):
+            small.host.process.send_signal(signal.SIGCONT)
+            with pytest.raises(ShmFull):
+                fetch.result(PATIENCE)
     small.reconciled()
     small.client.fetch(ref)
     small.client.remove(ref)

@@ -27,7 +27,7 @@ cold_idle = "1s"
 [fetch]
 retries = 1
 """
-"""At most five models stay, and three after that."""
+"""Above five models, all go but three."""
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def test_what_is_idle_leaves_shared_memory_and_stays_on_disk(name: str, client: 
     client.fetch(name)
     if name == "cold":
         assert "cold" not in in_memory(client)
-    with client.watch() as events, client.acquire(name) as lease:
+    with client.acquire(name) as lease, client.watch() as events:
         tensor = lease["t"]
         assert name in in_memory(client)
         lease.release()
@@ -94,15 +94,13 @@ def test_what_is_idle_leaves_shared_memory_and_stays_on_disk(name: str, client: 
 
 def test_above_the_high_mark_models_go_until_the_low_one(client: Client, files: Origin) -> None:
     refs = [files.url(f"{name}.safetensors") for name in "abcdefgh"]
-    with client.acquire(refs[0]):
+    with client.watch() as events, client.acquire(refs[0]):
         for ref in refs[1:]:
             client.fetch(ref)
-        shm = client.status().shm
-        until(lambda: client.status().shm.resident <= 0.4 * shm.budget)
-        there = in_memory(client)
-        assert {"hot", refs[0]} <= there
-        assert len(there & set(refs)) >= 2
-    assert client.status().counters.evictions >= 4
+        gone = [next(e for e in events if e.kind is EventKind.EVICTED and e.ref in refs) for _ in range(3)]
+        until(lambda: client.status().shm.resident <= 0.6 * client.status().shm.budget)
+        assert {"hot", refs[0]} <= in_memory(client)
+    assert {e.detail for e in gone} == {"2.0 MiB of shared memory freed above the high watermark"}
 
 
 def test_the_operator_has_the_last_word_over_restarts_as_well(

@@ -6,17 +6,20 @@ import contextlib
 import hashlib
 import os
 import signal
-import subprocess
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from tests.crash.test_programs import MIB, half_way, parts, recorded
-from tests.e2e.host import WEIGHTD, Host, assert_refused, clean_environment, daemon, safetensors
+from tests.daemon.process import PATIENCE
+from tests.e2e.host import Host, assert_refused, daemon, safetensors
 from tests.e2e.worker import Start, until, workers
 from tests.support.origin import Origin
 from weightd import Client
+from weightd.core.errors import Draining
 
 SIZE = 8 << 20
 FILES = {f"{name}.safetensors": safetensors(SIZE, name.encode()) for name in ("used", "left", "disk", "new")}
@@ -155,17 +158,14 @@ def test_a_drain_tells_who_waits_and_the_next_daemon_goes_on_part_by_part(start:
         ref = origin.url("model.bin")
         worker = start(host.socket)
         worker.ask("acquire", ref=ref)
-        with subprocess.Popen(
-            [*WEIGHTD, "--socket", str(host.socket), "fetch", ref],
-            stderr=subprocess.PIPE,
-            text=True,
-            env=clean_environment(),
-        ) as asking:
-            until(lambda: len(recorded(host.state_dir)) >= 8)
+        with ThreadPoolExecutor(1) as pool, Client(host.socket, reconnect=0) as client:
+            asked = threading.Event()
+            fetch = pool.submit(client.fetch, ref, on_progress=lambda _: asked.set())
+            assert asked.wait(PATIENCE)
+            until(lambda: client.leases() and len(recorded(host.state_dir)) >= 8)
             ended(host, signal.SIGTERM)
-            _, told = asking.communicate(timeout=30)
-        assert asking.returncode == 8
-        assert "the daemon is stopping" in told
+            with pytest.raises(Draining, match="stopping"):
+                fetch.result(PATIENCE)
         assert not host.socket.exists()
         origin.mend()
         held, before = recorded(host.state_dir), len(origin.requests)
