@@ -216,13 +216,14 @@ class Evictor:
             raise ModelBusy("it is being filled or verified", ref=ref, remedy="Try again when that has ended.")
 
     async def _check_awaited(self, models: list[Model]) -> None:
-        """Who maps what was adopted had leased it, and may not have had time to come again."""
+        """Who maps what was adopted had leased it, and may not have had time to come again. The background's own map,
+        while it compares checksums, cannot be told from theirs."""
         blobs = {b for m in models if m.awaited for b in m.blobs.values() if b.in_shm}
         if await self._catalog.io(_mapped, [(b, b.segment) for b in blobs if b.segment is not None]):
             raise ModelBusy(
-                "it was adopted after a restart, and is mapped by workers that may lease it again",
+                "it was adopted after a restart and is mapped: by workers that may lease it again, or to be checked",
                 ref=models[0].ref.shown,
-                remedy="Try again when [shm] adopt_grace is over, or end those workers.",
+                remedy="Try again in a moment, at the latest when [shm] adopt_grace is over, or end those workers.",
             )
 
     def holders(self, tier: Tier) -> str:
