@@ -103,6 +103,10 @@ def small(served: Small) -> Small:
     return served
 
 
+only_posix = pytest.mark.parametrize("served", ["/dev/shm"], indirect=True)
+"""What is tested does not know where segments are."""
+
+
 def test_the_third_takes_the_place_of_the_one_that_nobody_uses(small: Small) -> None:
     worker, client = small.worker, small.client
     assert worker("acquire", ref=small.a)["mapped"] == {A: SUMS[A]}
@@ -121,6 +125,7 @@ def test_the_third_takes_the_place_of_the_one_that_nobody_uses(small: Small) -> 
     small.reconciled()
 
 
+@only_posix
 def test_what_holds_the_room_is_named(small: Small) -> None:
     worker, client = small.worker, small.client
     worker("acquire", ref=small.a)
@@ -137,6 +142,7 @@ def test_what_holds_the_room_is_named(small: Small) -> None:
     assert small.resident() == {small.a, small.c}
 
 
+@only_posix
 def test_memory_that_somebody_still_maps_is_not_given_twice(small: Small) -> None:
     worker, client = small.worker, small.client
     for ref in (small.a, small.b):

@@ -26,7 +26,7 @@ SIZE = 2 << 20
 MODEL = safetensors(SIZE, b"held")
 SUM = hashlib.sha256(MODEL).hexdigest()
 FILE = "held.safetensors"
-CYCLES = 2000
+CYCLES = 1000
 
 
 @pytest.fixture
