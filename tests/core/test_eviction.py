@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from weightd.core.eviction import HALF_LIFE_S, NEVER, Holding, Plan, Use, plan_eviction, value
+from weightd.core.eviction import (
+    FIRST_GAP_S,
+    FOREVER_S,
+    MOMENT_S,
+    NEVER,
+    Holding,
+    Plan,
+    Use,
+    plan_eviction,
+    value,
+)
 
 NOW = 1_800_000_000.0
 GIB = 1 << 30
@@ -124,7 +135,9 @@ def test_value_rises_with_use_and_cost_and_falls_with_size_and_idleness(
     def worth(use: Use, cost: float = cost, size: int = size, now: float = NOW) -> float:
         return value(Holding("m", {0: size}, use, cost), now)
 
-    assert worth(use.touched(NOW)) > worth(use)
+    assert worth(use.touched(NOW)) >= worth(use)
+    if abs(NOW - use.at) > MOMENT_S:
+        assert worth(use.touched(NOW)) > worth(use)
     assert worth(use, cost=cost * more) >= worth(use)
     assert worth(use, size=math.ceil(size * more)) <= worth(use)
     after = max(NOW, use.at)
@@ -132,21 +145,50 @@ def test_value_rises_with_use_and_cost_and_falls_with_size_and_idleness(
 
 
 @given(st.lists(st.floats(NOW - 1e9, NOW + 1e9), max_size=30))
-def test_a_clock_that_jumps_leaves_a_count(times: list[float]) -> None:
+def test_a_clock_that_jumps_leaves_a_mean_of_what_it_told(times: list[float]) -> None:
     use = NEVER
-    for number, now in enumerate(times, 1):
+    for before, now in itertools.pairwise([None, *times]):
         use = use.touched(now)
         assert use.at == now
-        assert 1 <= use.weight <= number
-        assert use.weight_at(now) == use.weight
-        assert use.expected(now) == use
+        assert before is None or min(FIRST_GAP_S, MOMENT_S) <= use.gap <= 2e9
+        assert 0 < use.rate_at(now + 1e12) < use.rate_at(now) < math.inf
+        assert use.rate_at(now + 5) == use.rate_at(now - 5)
 
 
-def test_a_use_halves_in_both_directions_of_time() -> None:
-    use = NEVER.touched(NOW).touched(NOW)
-    assert use == Use(2, NOW)
-    assert use.weight_at(NOW + HALF_LIFE_S) == use.weight_at(NOW - HALF_LIFE_S) == 1
-    assert use.weight_at(NOW + 1e12) == 0
+@given(st.integers(20, 60), st.floats(2 * MOMENT_S, 1e6))
+def test_what_is_used_regularly_is_expected_so(count: int, gap: float) -> None:
+    use = NEVER
+    for n in range(count):
+        use = use.touched(NOW + n * gap)
+    off = abs(FIRST_GAP_S - gap) * 0.7 ** (count - 1)
+    assert abs(use.gap - gap) <= off * 1.01 + gap * 1e-6
+
+
+def test_a_first_use_is_expected_again_in_half_a_day_and_less_the_longer_it_is_idle() -> None:
+    use = NEVER.touched(NOW)
+    assert use == Use(1.0, NOW)
+    assert use.rate_at(NOW) == 1 / FIRST_GAP_S
+    assert use.rate_at(NOW + FIRST_GAP_S) == 1 / (3 * FIRST_GAP_S)
+    assert NEVER.rate_at(NOW) == 0
+
+
+def test_processes_that_start_together_and_one_that_fails_again_and_again_are_one_use() -> None:
+    together = NEVER.touched(NOW)
+    for n in range(500):
+        together = together.touched(NOW + 30 * n)
+    assert together == Use(1.0, NOW + 30 * 499)
+
+
+def test_a_lease_of_hours_is_no_idle_time() -> None:
+    use = NEVER.touched(NOW).ended(NOW + 8 * 3600)
+    assert use.rate_at(NOW + 8 * 3600) == NEVER.touched(NOW).rate_at(NOW)
+    assert use.touched(NOW + 9 * 3600).gap < FIRST_GAP_S
+
+
+def test_a_weight_that_says_next_to_nothing_is_a_gap_without_end() -> None:
+    for weight in (1e-300, 5e-324, 0.0):
+        assert Use(weight, NOW).gap == FOREVER_S
+    assert 0 < Use(5e-324, NOW).touched(NOW + 3600).weight < 1
 
 
 def test_what_was_set_to_a_far_future_does_not_stay_for_ever() -> None:

@@ -1,13 +1,10 @@
 """Who leaves a full tier. Decided here, done by the engine; see docs/adr/0006.
 
 What a holding is worth is the waiting that it saves for each byte it takes: how often it will be asked for × the
-seconds to bring it back ÷ bytes. How often is guessed from its uses so far (`Use.rate_at`), by two rules, of which the
-lower counts:
-
-- a decayed count of uses, LRFU (Lee et al., "LRFU: A spectrum of policies that subsumes the least recently used and
-  least frequently used policies", IEEE Transactions on Computers 50(12), 2001): models that are passed once do not
-  displace those that are used again and again;
-- once in as long as it is idle now: what was used a hundred times this morning, and not since, is not worth a hundred.
+seconds to bring it back ÷ bytes. How often is guessed from its uses so far (`Use.rate_at`): once in its mean gap
+between uses, and twice as long as it is idle now. So it is the models that are used again and again that stay, in
+whatever tempo a host's models are used, and what was used a hundred times this morning, and not since, is soon not
+worth a hundred. Which estimates were tried, on what, is in docs/adr/0006.
 
 Times are Unix seconds, sizes bytes.
 """
@@ -23,17 +20,24 @@ import msgspec
 K = TypeVar("K", bound=Hashable)
 B = TypeVar("B", bound=Hashable)
 
-HALF_LIFE_S = 6 * 3600.0
-"""After which a use counts half. Models are used in bursts of minutes to hours: what a worker does within one must not
-look like twenty uses of as many days, and what the last working day had must still count in the next."""
-IDLE_SHARE = 1.0
-"""The next use is expected after at least so many times the present idle time: how long something is idle is the best
-that is known of how long it will be (of times that have no scale of their own)."""
+FOREVER_S = 1e9
+"""Gaps count up to here, and costs, also that of what can no longer be brought back."""
+FIRST_GAP_S = 12 * 3600.0
+"""Between a first use and the next, as long as nobody knows. Longer than that of a model in use, so that what is passed
+once does not displace those; not longer than to the next working day."""
+NEWEST = 0.3
+"""Share of the newest gap in the mean."""
+IDLE_SHARE = 2.0
+"""The longer something has been idle, the longer it will be: by so many times, which is more than one because most of
+what is idle for long is not asked for again."""
+MOMENT_S = 60.0
+"""Uses so near to one another are one: those of the processes that serve a model together, or of one that fails and is
+started again."""
 
 
 class Use(msgspec.Struct, frozen=True):
-    """How often something was used, lately more than long ago: a count that halves every HALF_LIFE_S. It is as of `at`,
-    the last use. It should be kept for as long as anything is known of a model, also while it is in no tier.
+    """How often something is used: `weight` times in FIRST_GAP_S, as a moving mean over its gaps; 0 for never. It is
+    idle since `at`. It should be kept for as long as anything is known of a model, also while it is in no tier.
 
     A clock that was set back, or forth and back, does no harm: a use in the future counts as one as far in the past.
     """
@@ -41,33 +45,37 @@ class Use(msgspec.Struct, frozen=True):
     weight: float = 0.0
     at: float = 0.0
 
-    def weight_at(self, now: float) -> float:
-        return self.weight * _decay(abs(now - self.at))
+    @property
+    def gap(self) -> float:
+        """Seconds from one use to the next, in the mean."""
+        return FIRST_GAP_S / self.weight if self.weight > FIRST_GAP_S / FOREVER_S else FOREVER_S
 
     def touched(self, now: float) -> Use:
         """Used once more."""
-        return Use(self.weight_at(now) + 1.0, now)
+        idle = abs(now - self.at)
+        if not self.weight:
+            return Use(1.0, now)
+        if idle < MOMENT_S:
+            return self.ended(now)
+        return Use(FIRST_GAP_S / ((1 - NEWEST) * self.gap + NEWEST * idle), now)
+
+    def ended(self, now: float) -> Use:
+        """A use that began before has ended, and it is idle from now on."""
+        return Use(self.weight, now)
 
     def expected(self, now: float) -> Use:
-        """Brought ahead of its use: as if it was used now, if it was not used more; however often that is said."""
-        return Use(max(1.0, self.weight_at(now)), now)
+        """Brought ahead of its use: as if it was first used now, if it was not used more often; however often that is
+        said."""
+        return Use(max(1.0, self.weight), now)
 
     def rate_at(self, now: float) -> float:
         """Uses to be expected in a second."""
-        idle = abs(now - self.at)
-        rate = self.weight * _decay(idle) * (math.log(2) / HALF_LIFE_S)
-        return min(rate, 1 / (IDLE_SHARE * idle)) if idle > 0 else rate
+        return 1 / (self.gap + IDLE_SHARE * abs(now - self.at)) if self.weight else 0.0
 
 
 NEVER = Use()
-FOREVER_S = 1e9
-"""Costs count up to here, also that of what can no longer be brought back."""
 _KEPT = 2**62
 """Holders that never leave."""
-
-
-def _decay(seconds: float) -> float:
-    return float(2.0 ** (-seconds / HALF_LIFE_S))
 
 
 class Holding(msgspec.Struct, Generic[K, B], frozen=True):
