@@ -74,6 +74,15 @@ async def test_the_one_that_is_used_least_makes_room(tmp_path: Path) -> None:
         await rig.check_idle(blobs=3, segments=2)
 
 
+async def test_a_model_is_in_use_until_its_lease_ends(tmp_path: Path) -> None:
+    async with running(tmp_path, origin(FIRST, SECOND, THIRD), shm=2 * SIZE) as rig:
+        long = await rig.acquire(FIRST)
+        (await rig.acquire(SECOND)).release()
+        long.release()
+        (await rig.acquire(THIRD)).release()
+        assert await resident(rig) == {FIRST, THIRD}
+
+
 async def test_nothing_that_is_leased_goes_and_the_error_says_who(tmp_path: Path) -> None:
     async with running(tmp_path, origin(FIRST, SECOND, THIRD), shm=2 * SIZE) as rig:
         one = await rig.acquire(FIRST, holder=Holder(pid=7, command="python serve.py", pod="prod/llama-0"))

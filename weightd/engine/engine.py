@@ -328,6 +328,7 @@ class Engine:
     def _released(self, model: Model) -> None:
         """A lease on it ended."""
         self._catalog.touch(model)
+        self._usage.end(model.ref)
         self._tell(EventKind.RELEASED, model)
         self._catalog.drains.look()
         if not model.current:

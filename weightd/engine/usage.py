@@ -39,6 +39,11 @@ class Usage:
         self._uses[ref.text] = self.of(ref).touched(time.time())
         self._unsaved.add(ref.text)
 
+    def end(self, ref: Ref) -> None:
+        """A use of it has ended: a lease of hours is no idle time."""
+        self._uses[ref.text] = self.of(ref).ended(time.time())
+        self._unsaved.add(ref.text)
+
     def expect(self, ref: Ref) -> None:
         """It was brought here to be used."""
         self._uses[ref.text] = self.of(ref).expected(time.time())
