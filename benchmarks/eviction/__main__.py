@@ -74,7 +74,7 @@ def _chosen(args: argparse.Namespace) -> Iterator[Trace]:
 def run(args: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Raises Unable."""
     if args.plot:
-        plot.check()
+        plot.check(args.plot)
     found: list[report.Point] = []
     about = []
     for one in traces(args):
@@ -83,7 +83,7 @@ def run(args: argparse.Namespace, console: Console) -> dict[str, Any]:
         with console.status(text):
             found += report.points(one, [TIERS[t] for t in args.tiers])
         about.append({"name": one.name, "about": one.about, "requests": len(one.requests), "bytes": size})
-    if not any(p.requests for p in found):
+    if not found:
         raise Unable("no model of these traces fits into a tier of any of the sizes")
     for tier in args.tiers:
         console.print(report.trace_table(found, tier))

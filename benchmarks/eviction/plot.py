@@ -27,8 +27,10 @@ COLUMN, ROW = 2.0, 2.1
 """Inches."""
 
 
-def check() -> None:
-    """Raises Unable without matplotlib: before the work, not after."""
+def check(path: Path) -> None:
+    """Raises Unable without matplotlib, or a place for the picture: before the work, not after."""
+    if not path.parent.is_dir():
+        raise Unable(f"{path.parent} is no directory; make it first")
     if importlib.util.find_spec("matplotlib") is None:
         raise Unable("--plot needs matplotlib: pip install 'weightd[bench]'")
 

@@ -35,14 +35,14 @@ class Point(msgspec.Struct, frozen=True):
 
 
 def points(trace: Trace, tiers: Iterable[Tier], shares: Iterable[float] = SHARES) -> list[Point]:
-    """Of all contenders."""
+    """Of all contenders, in tiers that hold any model of the trace at all."""
     return [p for tier in tiers for share in shares for p in _turn(trace, tier, share)]
 
 
 def _turn(trace: Trace, tier: Tier, share: float) -> list[Point]:
     limit = int(share * trace.distinct_bytes)
     found = {name: simulate(trace, tier, limit, make(trace)) for name, make in CONTENDERS.items()}
-    return [_point(trace, tier, share, name, outcome, found[BASE]) for name, outcome in found.items()]
+    return [_point(trace, tier, share, n, outcome, found[BASE]) for n, outcome in found.items() if outcome.requests]
 
 
 def _point(trace: Trace, tier: Tier, share: float, name: str, outcome: Outcome, base: Outcome) -> Point:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import json
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -268,6 +271,35 @@ def small_trace() -> Trace:
     rng = random.Random(5)
     known = [snapshot(name, rng.randint(1, 9) * 10**9) for name in "abcdefgh"]
     return trace_of("".join(rng.choices("abcdefgh", range(1, 9), k=200)), *known)
+
+
+def test_where_nothing_fits_there_is_nothing_to_tell(tmp_path: Path) -> None:
+    t = trace_of("abab", snapshot("a", 60), snapshot("b", 40))
+    assert report.points(t, [SHM], [0.1]) == []
+    assert {p.requests for p in report.points(t, [SHM], [0.5])} == {2}
+    path = tmp_path / "t.jsonl"
+    lines: list[trace.Line] = [trace.Header(), snapshot("a", 60), trace.Acquired(1.0, "a", "0")]
+    path.write_bytes(b"".join(map(trace.encode, lines)))
+    done = command_line("--trace", str(path))
+    assert done.returncode == 1
+    assert "no model of these traces fits" in done.stdout
+
+
+def test_a_recorded_trace_is_played_by_the_command(tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    done = command_line("--trace", str(command.RECORDED), "--tiers", "shm", "--json", str(out))
+    assert done.returncode == 0, done.stdout
+    found = json.loads(out.read_text())
+    assert found["summary"][BOUND]["waited"] < found["summary"]["weightd"]["waited"] <= 1.0
+    done = command_line("--trace", str(command.RECORDED), "--plot", str(tmp_path / "absent" / "p.png"))
+    assert done.returncode == 1
+    assert "is no directory" in done.stdout.replace("\n", " ")
+
+
+def command_line(*args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "benchmarks.eviction", *args], capture_output=True, text=True, timeout=60
+    )
 
 
 def test_waiting_is_told_against_lru_and_drawn(tmp_path: Path) -> None:
