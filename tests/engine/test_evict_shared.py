@@ -79,3 +79,15 @@ async def test_what_an_idle_model_shares_with_one_in_use_is_not_evicted_again_an
         assert (await rig.engine.status()).counters.evictions == 1
         assert rig.engine.model("base").residency(Tier.SHM).name == "RESIDENT"
         lease.release()
+
+
+async def test_what_a_load_shares_with_an_idle_model_stays_and_the_rest_of_that_makes_room(tmp_path: Path) -> None:
+    async with running(tmp_path, origin(), shm=2 * SIZE) as rig:
+        await rig.fetch("first", tier=Tier.NVME)
+        (await rig.acquire("second")).release()
+        (base,) = [f.segment for f in rig.engine.model("second").files if f.path == "base.bin"]
+        lease = await rig.acquire("first")
+        assert base in {f.segment for f in lease.model.files}
+        assert [f.segment for f in rig.engine.model("second").files if f.path == "model.bin"] == [""]
+        lease.release()
+        await rig.check_idle(blobs=3, segments=2)

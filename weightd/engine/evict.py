@@ -77,15 +77,16 @@ class Evictor:
             return True
 
     async def _plan(self, tier: Tier, need: int) -> Plan[Model, Blob] | None:
-        held = await self._resident() if tier is Tier.SHM else set(self._catalog.blobs.values())
+        held = await self._movable() if tier is Tier.SHM else set(self._catalog.blobs.values())
         holdings = [self._holding(m, tier, held) for m in self._catalog.snapshots]
         named = {b for m in self._catalog.snapshots for b in m.blobs.values()}
         spare = {b: b.footprint for b in held - named if not self._wanted(b)}
         return plan_eviction(holdings, need, time.time(), unnamed=spare)
 
-    async def _resident(self) -> set[Blob]:
-        """In shared memory, and mapped by nobody but who leased it."""
-        there = [b for b in self._catalog.blobs.values() if b.in_shm and b.segment is not None]
+    async def _movable(self) -> set[Blob]:
+        """In shared memory, mapped by nobody but who leased it, and nothing under way counts on it."""
+        here = [b for b in self._catalog.blobs.values() if b.in_shm and b.segment is not None]
+        there = [b for b in here if not self._wanted(b)]
         claimed = {b for m in self._catalog.snapshots if m.claimed for b in m.blobs.values()}
         loose = [b for b in there if b not in claimed]
         mapped = await self._catalog.io(_mapped, [(b, b.segment) for b in loose if b.segment is not None])
@@ -95,10 +96,13 @@ class Evictor:
         blobs = {b: b.footprint for b in held.intersection(model.blobs.values())}
         use = self._usage.of(model.ref) if model.current else Use()
         cost = self._usage.cost(model.ref, model.manifest, tier)
-        return Holding(model, blobs, use, cost, LATENCY_S[tier], protected=self._protected(model))
+        return Holding(model, blobs, use, cost, LATENCY_S[tier], protected=self._protected(model, tier))
 
-    def _protected(self, model: Model) -> bool:
-        return model.claimed or model.kept_hot or any(map(self._wanted, model.blobs.values()))
+    def _protected(self, model: Model, tier: Tier) -> bool:
+        """On NVMe a snapshot goes as a whole; in shared memory what others count on stays, and the rest may go."""
+        if model.claimed or model.kept_hot:
+            return True
+        return tier is Tier.NVME and any(map(self._wanted, model.blobs.values()))
 
     def _wanted(self, blob: Blob) -> bool:
         return self._catalog.wanted(blob.record.digest)
@@ -112,7 +116,7 @@ class Evictor:
         return bool(await self._leave(list(plan.victims), set(plan.blobs), why))
 
     async def _drop(self, model: Model, why: str) -> bool:
-        left = await self._remover.remove(model, lambda: not self._protected(model))
+        left = await self._remover.remove(model, lambda: not self._protected(model, Tier.NVME))
         if left is None:
             return False
         self._tell(EventKind.REMOVED, model, f"{human(left.nvme)} of NVMe freed {why}")
@@ -121,7 +125,7 @@ class Evictor:
     async def _leave(self, victims: list[Model], blobs: set[Blob], why: str) -> int:
         """Bytes that left shared memory."""
         async with self._catalog.publishing:
-            victims = [m for m in victims if not self._protected(m)]
+            victims = [m for m in victims if not self._protected(m, Tier.SHM)]
             free = {b for b in blobs - self._needed(victims) if not self._wanted(b)}
             left = await self._catalog.leave_shm(free)
         self._evicted(victims, free, why)
@@ -159,7 +163,7 @@ class Evictor:
 
     def _idle(self, model: Model, now: float) -> bool:
         keep = model.rule.keep_idle
-        if keep is None or self._protected(model) or not any(b.in_shm for b in model.blobs.values()):
+        if keep is None or self._protected(model, Tier.SHM) or not any(b.in_shm for b in model.blobs.values()):
             return False
         return now - model.last_used > keep
 
@@ -230,15 +234,22 @@ class Evictor:
         """What holds the space of a tier and cannot go, the largest first; for errors."""
         held: list[tuple[int, str]] = []
         for model in self._catalog.snapshots:
-            size = sum(b.footprint for b in set(model.blobs.values()) if tier is Tier.NVME or b.in_shm)
-            if size and (why := self._why(model)):
+            stays = [b for b in set(model.blobs.values()) if self._stays(b, model, tier)]
+            if size := sum(b.footprint for b in stays):
+                why = self._why(model) or "being filled or verified"
                 held.append((size, f"{human(size)} {model.ref.shown} {why}"))
         held.sort(key=lambda h: -h[0])
         more = [f"{len(held) - NAMED} more"] if len(held) > NAMED else []
         return "held by " + ", ".join([text for _, text in held[:NAMED]] + more) if held else ""
 
+    def _stays(self, blob: Blob, model: Model, tier: Tier) -> bool:
+        """Whether it has to stay in this tier for the sake of this model, or for what is under way."""
+        if tier is Tier.SHM and not blob.in_shm:
+            return False
+        return self._protected(model, tier) or self._wanted(blob)
+
     def _why(self, model: Model) -> str:
-        """Why it cannot go; "" if it can."""
+        """Whose claim it is; "" where it is nobody's."""
         if model.leases:
             return f"leased by {self._leases.who([model])}"
         if model.current and model.hot:
@@ -247,7 +258,7 @@ class Evictor:
             return "pinned"
         if model.awaited:
             return "adopted after a restart, awaiting its workers"
-        return "being filled or verified" if self._protected(model) else ""
+        return ""
 
 
 def kept_by_configuration(ref: str) -> ModelPinned:
