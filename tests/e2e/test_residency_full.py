@@ -183,15 +183,31 @@ def test_one_that_comes_while_a_segment_is_being_filled(small: Small, files: Ori
     with ThreadPoolExecutor(1) as pool:
         fetch = pool.submit(small.client.fetch, ref)
         until(lambda: recorded(small.host.state_dir))
-        small.host.process.send_signal(signal.SIGSTOP)
-        with filled(small.directory, leave=0):
-            small.host.process.send_signal(signal.SIGCONT)
+        with contextlib.ExitStack() as stack:
+            with standing(small.host.process.pid):
+                stack.enter_context(filled(small.directory, leave=0))
             with pytest.raises(ShmFull):
                 fetch.result(PATIENCE)
     small.reconciled()
     small.client.fetch(ref)
     small.client.remove(ref)
     small.reconciled()
+
+
+@contextlib.contextmanager
+def standing(pid: int) -> Iterator[None]:
+    """Every thread of this process is stopped meanwhile."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        until(lambda: {_state(task) for task in Path(f"/proc/{pid}/task").iterdir()} == {"T"})
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def _state(task: Path) -> str:
+    """proc_pid_stat(5)."""
+    return (task / "stat").read_text().rpartition(")")[2].split()[0]
 
 
 @contextlib.contextmanager
