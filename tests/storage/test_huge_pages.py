@@ -42,7 +42,9 @@ def filled(store: DirectorySegmentStore, size: int) -> TmpfsSegment:
     for offset in range(0, size, HUGE_PAGE):
         length = min(HUGE_PAGE, size - offset)
         segment.prepare(offset, length)
-        segment.view[offset : offset + length] = b"h" * length
+        with segment.view[offset : offset + length] as piece:
+            piece[:] = b"h" * length
+            segment.let_go(piece)
     segment.seal()
     if segment.huge_bytes < size // HUGE_PAGE * HUGE_PAGE and fallbacks() > before:
         pytest.skip("this host's memory is too fragmented for huge pages")

@@ -24,6 +24,17 @@ from weightd.storage.tmpfs import TmpfsSegment
 from weightd.storage.tmpfs_store import TmpfsStore
 
 
+def mapped_here(segment: TmpfsSegment) -> int:
+    """Bytes of it in this process's page tables."""
+    total, ours = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if line[0] in "0123456789abcdef":
+            ours = line.endswith(str(segment.path))
+        elif ours and line.startswith("Rss:"):
+            total += int(line.split()[1]) * 1024
+    return total
+
+
 class TmpfsHooks:
     """How to look at files of a tmpfs from outside."""
 
@@ -171,6 +182,20 @@ class TestDirectorySegmentStore(TmpfsSuite):
         assert store.directory == str(self.root)
         assert Path(store.directory + segment.name) == segment.path
         assert segment.path.read_bytes() == b"abc"
+
+    def test_pieces_that_were_let_go_leave_this_process_and_stay_in_the_file(self, store: TmpfsStore) -> None:
+        content = os.urandom((1 << 20) + 5)
+        segment = store.create("a", len(content))
+        self.fill(segment, content)
+        before = mapped_here(segment)
+        for begin, end in ((4096, 1 << 19), (1 << 20, len(content))):
+            with segment.view[begin:end] as piece:
+                segment.let_go(piece)
+        assert before == pages.footprint(len(content))
+        assert mapped_here(segment) == before - ((1 << 19) - 4096) - 4096
+        assert segment.path.read_bytes() == segment.view.tobytes() == content
+        segment.seal()
+        assert segment.path.read_bytes() == content
 
     def test_memory_is_free_when_the_residue_is_gone(self, store: TmpfsStore) -> None:
         """Nobody else uses this mount: its bytes can be told exactly."""

@@ -54,6 +54,7 @@ class SegmentBuffers:
         return self._segment.view[part.offset : part.offset + part.length]
 
     def release(self, view: memoryview) -> None:
+        self._segment.let_go(view)
         view.release()
 
     def close(self) -> None:

@@ -95,6 +95,9 @@ class MemorySegment:
     def prepare(self, offset: int, length: int) -> None:
         """All bytes are there from the start."""
 
+    def let_go(self, piece: memoryview) -> None:
+        """Nothing is mapped."""
+
     @property
     def unbacked(self) -> int:
         return 0

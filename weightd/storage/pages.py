@@ -6,6 +6,7 @@ MADV_POPULATE_WRITE gives huge pages; everywhere else posix_fallocate is the fas
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import mmap
 import os
@@ -74,6 +75,15 @@ class Allocator:
                 # Before Linux 5.14: the pages are there, only mapped one by one.
                 if e.errno != errno.EINVAL:
                     raise
+
+    def let_go(self, piece: memoryview) -> None:
+        """Take 4 KiB pages out of this process's page tables; they stay in the file. It takes 0.1 s and more for each
+        GiB, which whoever unmaps the whole spends in one go (docs/adr/0002). Huge ones take no time, and are counted
+        yet."""
+        if self._mode == "never" and len(piece):
+            # While there is a piece of it the map cannot go, and nothing else be in its place.
+            with contextlib.suppress(OSError):  # Locked pages (mlock) stay until they are unmapped.
+                advise(address_of(piece), len(piece), mmap.MADV_DONTNEED)
 
     def _advise(self, offset: int, length: int, advice: int) -> None:
         advise(self._address + offset, length, advice)

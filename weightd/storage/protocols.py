@@ -87,6 +87,12 @@ class Segment(Protocol):
         """
         ...
 
+    def let_go(self, piece: memoryview) -> None:
+        """This process is done with a piece of `view` that begins at a multiple of 4096: where that takes long, what it
+        maps of it is unmapped now, and not with everything else in `seal`. Bytes stay as they are, and readable. Any
+        thread."""
+        ...
+
     @property
     def unbacked(self) -> int:
         """Bytes that it will still take from what is free on the file system. Any thread."""

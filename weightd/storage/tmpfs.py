@@ -103,6 +103,9 @@ class TmpfsSegment:
         with self._place.errors(length):
             self._allocator.prepare(offset, length)
 
+    def let_go(self, piece: memoryview) -> None:
+        self._allocator.let_go(piece)
+
     @property
     def unbacked(self) -> int:
         with self._closing:
