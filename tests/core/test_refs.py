@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from weightd.core import refs
 from weightd.core.errors import RefSyntax
 from weightd.core.refs import parse_ref, redact
 
@@ -167,3 +168,20 @@ def test_shown_and_key_hide_secrets_and_tell_refs_apart() -> None:
     assert one.key.startswith("https-h-x-")
     assert parse_ref("mini").key == "mini"
     assert parse_ref("a/b").key != parse_ref("a-b").key
+
+
+@pytest.mark.parametrize("length", [refs.SHORT, refs.SHORT + 1, 100_000])
+def test_what_refs_mean_is_remembered_of_short_ones_alone(length: int) -> None:
+    text = "https://user:pw@host/".ljust(length, "a")
+    refs._parse_again.cache_clear()
+    refs._redact_again.cache_clear()
+    for _ in range(2):
+        assert parse_ref(f" {text}\n").shown == text.replace("user:pw@", "")
+    remembered = refs._parse_again.cache_info().currsize, refs._redact_again.cache_info().currsize
+    assert remembered == ((1, 1) if length <= refs.SHORT else (0, 0))
+
+
+def test_no_more_refs_are_remembered_than_there_may_be() -> None:
+    for number in range(refs.REMEMBERED + 5):
+        assert parse_ref(f"https://host/{number}").shown == f"https://host/{number}"
+    assert refs._parse_again.cache_info().currsize == refs._redact_again.cache_info().currsize == refs.REMEMBERED

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from functools import lru_cache
 from typing import NamedTuple
 from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
 
@@ -13,6 +14,9 @@ from weightd.core.s3 import parse_s3
 
 READABLE = ("https", "http", "s3", "hf", "file")
 """Schemes that this version reads."""
+
+SHORT, REMEMBERED = 1024, 512
+"""Characters of a ref of which it is remembered what it means, and how many are: whatever workers ask, it is little."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(?:/[A-Za-z0-9][A-Za-z0-9._-]*){0,3}")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
@@ -28,7 +32,7 @@ class Ref(NamedTuple):
     @property
     def shown(self) -> str:
         """For answers, logs and errors: without credentials."""
-        return self.text if self.scheme == "name" else redact(self.text)
+        return self.text if self.scheme == "name" else _shown(self.text)
 
     @property
     def key(self) -> str:
@@ -42,6 +46,10 @@ class Ref(NamedTuple):
 def parse_ref(text: str) -> Ref:
     """Check a user's ref. Raises RefSyntax, which says what is wrong and never repeats a password."""
     text = text.strip()
+    return _parse_again(text) if len(text) <= SHORT else _parse(text)
+
+
+def _parse(text: str) -> Ref:
     match = _SCHEME.match(text)
     if match is None:
         if _NAME.fullmatch(text):
@@ -56,6 +64,10 @@ def parse_ref(text: str) -> Ref:
         raise RefSyntax(f"unknown scheme {scheme!r}", ref=redact(text), remedy=f"Schemes are {', '.join(READABLE)}.")
     _check_url(scheme, text)
     return Ref(scheme, text)
+
+
+_parse_again = lru_cache(REMEMBERED)(_parse)
+"""Workers ask for the same few refs again and again, and an acquire is to cost little more than a bare call."""
 
 
 def _check_url(scheme: str, text: str) -> None:
@@ -121,6 +133,15 @@ def redact(url: str) -> str:
         return urlunsplit((parts.scheme, netloc, parts.path, query, ""))
     except ValueError:
         return "<malformed URL>"
+
+
+@lru_cache(REMEMBERED)
+def _redact_again(url: str) -> str:
+    return redact(url)
+
+
+def _shown(url: str) -> str:
+    return _redact_again(url) if len(url) <= SHORT else redact(url)
 
 
 def _plain(scheme: str, pair: str) -> bool:
