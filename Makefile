@@ -39,6 +39,7 @@ bench: setup
 	$(BIN)/python -m pip install -q -e '.[bench]'
 	$(BIN)/python -m benchmarks.fetch
 	$(BIN)/python -m benchmarks.acquire
+	$(BIN)/python -m benchmarks.residency
 
 proto: setup
 	$(BIN)/python scripts/proto.py

@@ -74,7 +74,7 @@ def synthetic(path: Path, size: int, tensors: int = 400) -> None:
 def echo(address: Path) -> Iterator[grpc.Channel]:
     """A channel to an echo server in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.echo", str(address)]
-    process = subprocess.Popen(command, preexec_fn=machine.die_with_parent)
+    process = machine.begin(command)
     try:
         with grpc.insecure_channel(f"unix:{address}") as channel:
             grpc.channel_ready_future(channel).result(30)
@@ -158,7 +158,7 @@ def fetching(daemon: ours.Daemon, origin: nginx.Origin) -> Iterator[Path]:
     log = daemon.state.parent / "fetching"
     command = [sys.executable, "-m", "benchmarks.fetching", str(daemon.socket), origin.endpoint]
     with log.open("wb") as out:
-        process = subprocess.Popen(command, stdout=out, preexec_fn=machine.die_with_parent)
+        process = machine.begin(command, stdout=out)
     try:
         _first_line(process, log)
         yield log
@@ -191,7 +191,7 @@ def verdict(text: str, ratio: float, target: float) -> tuple[str, dict[str, Any]
     """For people and for the JSON; here smaller is better."""
     reached = ratio <= target
     word = "[green]reached[/]" if reached else "[yellow]missed[/]"
-    shown = f"{text}: [bold]{ratio:.2f} ×[/] (target ≤ {target:.1f} ×, {word})"
+    shown = f"{text}: [bold]{ratio:.2f} ×[/] (target ≤ {target:g} ×, {word})"
     return shown, {"what": text, "ratio": ratio, "target": target, "reached": reached}
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from benchmarks import ours, peers
-from benchmarks.machine import Unable, die_with_parent
+from benchmarks.machine import Unable, finish
 from benchmarks.nginx import Origin, Served
 from benchmarks.rounds import NONE, Contender
 
@@ -120,7 +120,7 @@ def receive(
     origin: Origin, settings: ours.Settings, *, within: Sequence[str] = (), limit: float = 900, **more: Any
 ) -> Any:
     """weightd's receiver alone, in a process of its own. Raises Unable when it got other bytes than the origin has."""
-    answer = _process("benchmarks.ours", [ours.order(origin, settings, **more)], within, limit)
+    answer = process("benchmarks.ours", [ours.order(origin, settings, **more)], within, limit)
     if answer["sha256"] != {f.name: f.sha256 for f in origin.files}:
         raise Unable("weightd received other bytes than the origin has")
     return answer
@@ -130,19 +130,19 @@ def get(
     name: str, goal: peers.Goal, check: Iterable[Served] = (), *, within: Sequence[str] = (), limit: float = 900
 ) -> float:
     """Seconds that a peer takes, in a process of its own. Raises Unable for other bytes than those of `check`."""
-    answer = _process("benchmarks.peers", [name, goal], within, limit)
+    answer = process("benchmarks.peers", [name, goal], within, limit)
     for file in check:
         if _sha256sum([peers.landed(Path(goal.directory), file)]) != [file.sha256]:
             raise Unable(f"{name} received other bytes than the origin has")
     return float(answer["seconds"])
 
 
-def _process(module: str, arguments: Iterable[Any], within: Sequence[str], limit: float) -> Any:
-    """`arguments`: text as it is, else as JSON. `limit` in seconds."""
+def process(module: str, arguments: Iterable[Any], within: Sequence[str], limit: float) -> Any:
+    """What a module prints as JSON. `arguments`: text as it is, else as JSON. `limit` in seconds. Raises Unable."""
     texts = [a if isinstance(a, str) else msgspec.json.encode(a).decode() for a in arguments]
     command = [*within, sys.executable, "-m", module, *texts]
     try:
-        result = subprocess.run(command, capture_output=True, text=True, timeout=limit, preexec_fn=die_with_parent)
+        result = finish(command, limit)
     except subprocess.TimeoutExpired:
         raise Unable(f"not done after {limit:.0f} s") from None
     if result.returncode:

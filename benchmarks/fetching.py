@@ -1,11 +1,12 @@
 """A load: `python -m benchmarks.fetching SOCKET ENDPOINT` fetches the origin's file again and again until SIGTERM.
 
-Each time it is a model that the daemon does not know. It prints a line for each: seconds.
+Each time it is a model that the daemon does not know, of this process or another. It prints a line for each: seconds.
 """
 
 from __future__ import annotations
 
 import itertools
+import os
 import sys
 import time
 
@@ -19,7 +20,7 @@ def main() -> None:
     with Client(socket) as client:
         for number in itertools.count():
             begin = time.perf_counter()
-            client.fetch(f"{endpoint}/as/{number}/{BUCKET}/{KEY}")
+            client.fetch(f"{endpoint}/as/{os.getpid()}-{number}/{BUCKET}/{KEY}")
             print(time.perf_counter() - begin, flush=True)
 
 

@@ -13,7 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,6 +33,24 @@ def die_with_parent(number: int = signal.SIGTERM) -> None:
     own."""
     os.setsid()
     _LIBC.prctl(1, number)
+
+
+def begin(command: Sequence[str], **how: Any) -> subprocess.Popen[Any]:
+    """As subprocess.Popen, in a session of its own, ended by SIGTERM when this thread ends. Without a fork that runs
+    anything here: gRPC's threads do not survive one."""
+    return subprocess.Popen([need("setpriv", "util-linux"), "--pdeathsig", "TERM", *command],
+                            start_new_session=True, **how)  # fmt: skip
+
+
+def finish(command: Sequence[str], limit: float) -> subprocess.CompletedProcess[str]:
+    """`begin` and its end, within `limit` seconds. Raises subprocess.TimeoutExpired, and then it is over too."""
+    with begin(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            out, error = process.communicate(timeout=limit)
+        except BaseException:
+            process.kill()
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, out, error)
 
 
 class Unable(Exception):
@@ -85,13 +103,13 @@ def _remount(mode: str) -> None:
         raise Unable(f"/dev/shm cannot be remounted with huge={mode} (root is needed): {result.stderr.strip()}")
 
 
-def touch_memory(count: int) -> None:
-    """Fill and free `count` bytes of /dev/shm, so that no contender is the first to touch the machine's memory.
+def touch_memory(count: int, where: Path = SHM) -> None:
+    """Fill and free `count` bytes of a tmpfs, so that no contender is the first to touch the machine's memory.
 
     A virtual machine gets its memory from the host page by page at the first touch, which is many times slower, and
     may give it back seconds after it was freed (free page reporting).
     """
-    path = SHM / f"weightd-bench-touch-{os.getpid()}"
+    path = where / f"weightd-bench-touch-{os.getpid()}"
     block = memoryview(bytearray(os.urandom(MIB)) * 16)
     try:
         with path.open("wb", buffering=0) as file:
@@ -107,6 +125,15 @@ def memory_available() -> int:
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
     raise Unable("/proc/meminfo has no MemAvailable")
+
+
+def disk_free(directory: Path) -> int:
+    """Bytes, for this user. Raises Unable."""
+    try:
+        status = os.statvfs(directory)
+    except OSError as e:
+        raise Unable(f"{directory}: {e.strerror}") from None
+    return status.f_bavail * status.f_frsize
 
 
 class Turns(NamedTuple):

@@ -26,7 +26,7 @@ error_log {home}/error.log warn;
 {user}
 events {{ worker_connections 1024; }}
 http {{
-    access_log off;
+    access_log {log};
     sendfile on;
     sendfile_max_chunk 2m;
     tcp_nopush on;
@@ -115,7 +115,7 @@ def origin(home: Path, root: Path, size: int, *, shards: int = 1, tls: bool = Fa
     """nginx on the loopback serving `root`, which gets the files; `home` is for nginx's own. Raises Unable."""
     files = fill(root, size, shards)
     certificate = certificates.make(home) if tls else None
-    port = _free_port()
+    port = free_port()
     with serve(home, root, [f"127.0.0.1:{port}"], certificate):
         scheme, ca = ("https", str(certificate.ca)) if certificate else ("http", "")
         yield Origin(f"{scheme}://127.0.0.1:{port}", files, ca)
@@ -123,16 +123,23 @@ def origin(home: Path, root: Path, size: int, *, shards: int = 1, tls: bool = Fa
 
 @contextlib.contextmanager
 def serve(
-    home: Path, root: Path, addresses: Sequence[str], certificate: Certificate | None = None, within: Sequence[str] = ()
+    home: Path,
+    root: Path,
+    addresses: Sequence[str],
+    certificate: Certificate | None = None,
+    within: Sequence[str] = (),
+    *,
+    log: Path | None = None,
 ) -> Iterator[None]:
-    """nginx on `addresses` ("host:port"), as the command line `within` … nginx. Raises Unable if it does not start."""
+    """nginx on `addresses` ("host:port"), as the command line `within` … nginx; a line in `log` for each request.
+    Raises Unable if it does not start."""
     binary = need("nginx", "nginx")
     config = home / "nginx.conf"
     listen = "\n        ".join(f"listen {a}{' ssl' if certificate else ''} backlog=1024;" for a in addresses)
     if certificate:
         listen += "\n        " + TLS.format(chain=certificate.chain, key=certificate.key)
     user = "user root;" if os.geteuid() == 0 else ""
-    config.write_text(CONFIG.format(home=home, root=root, listen=listen, user=user))
+    config.write_text(CONFIG.format(home=home, root=root, listen=listen, user=user, log=log or "off"))
     command = [*within, binary, "-p", str(home), "-c", str(config)]
     process = subprocess.Popen(command, preexec_fn=die_with_parent)
     try:
@@ -149,7 +156,8 @@ def version() -> str:
     return text.strip().rpartition("/")[2]
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Of the loopback, that nobody listens on now."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return int(s.getsockname()[1])

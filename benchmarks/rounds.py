@@ -98,7 +98,7 @@ class Verdict(NamedTuple):
         if self.target is None:
             return "no target"
         word = "[green]reached[/]" if self.reached else "[yellow]missed[/]"
-        return f"target {self.target:.1f} ×, {word}"
+        return f"target {self.target:g} ×, {word}"
 
     def text(self) -> str:
         return f"{self.ours} ÷ {self.best}, the best peer: [bold]{self.ratio:.2f} ×[/] ({self.goal})"
