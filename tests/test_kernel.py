@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from weightd.kernel import MADV_POPULATE_WRITE, address_of, advise
+from weightd.kernel import MADV_POPULATE_WRITE, address_of, advise, paths_followed
 from weightd.sources.receiver_process import Window
 from weightd.storage.shared import Slabs
 
@@ -77,3 +77,17 @@ def test_a_window_has_its_pages_before_it_is_read_into() -> None:
     finally:
         window.drop()
         slabs.close()
+
+
+def test_waiting_for_who_follows_a_link_holds_no_lock(alone: None) -> None:
+    """Many at once: others run meanwhile, and all of them end."""
+    ran = threading.Event()
+    waiting = [threading.Thread(target=paths_followed) for _ in range(4)]
+    for thread in waiting:
+        thread.start()
+    other = threading.Thread(target=ran.set)
+    other.start()
+    assert ran.wait(10)
+    for thread in waiting:
+        thread.join(10)
+        assert not thread.is_alive()

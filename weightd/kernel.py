@@ -1,5 +1,5 @@
 """What Linux has, and Python has not or only with its lock held: advice on memory and its place, the priority of one
-thread, who is at the other end of a descriptor that is not ours to own."""
+thread, who still follows a link, who is at the other end of a descriptor that is not ours to own."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import platform
 import socket
 import struct
 import threading
+import time
 from collections.abc import Iterable
 from typing import Final
 
@@ -29,6 +30,13 @@ _MBIND: Final = {"x86_64": 237, "aarch64": 235, "riscv64": 235}
 """Its system call, which only libnuma has a function for, by machine."""
 _MASK_BITS: Final = 1024
 """Of a set of nodes: as many as Linux can be built for."""
+_MEMBARRIER: Final = {"x86_64": 324, "aarch64": 283, "riscv64": 283}
+"""Its system call, which libc has no function for, by machine."""
+_MEMBARRIER_GLOBAL: Final = 1
+"""linux/membarrier.h"""
+WALK_S: Final = 0.05
+"""For how long paths are taken to be followed where the kernel does not say: far longer than a process is usually not
+run in between."""
 MPOL_BIND: Final = 2
 MPOL_INTERLEAVE: Final = 3
 """linux/mempolicy.h"""
@@ -94,6 +102,19 @@ def reads_last() -> bool:
     """
     number = _IOPRIO_SET.get(platform.machine())
     return number is not None and _LIBC.syscall(number, _IOPRIO_WHO_PROCESS, 0, _IOPRIO_IDLE) == 0
+
+
+def paths_followed() -> None:
+    """Blocking, some 10 ms: afterwards nobody is on the way by a symlink that was changed before the call, so that what
+    it led to can go.
+
+    The kernel reads a link and looks up what it names in one RCU section (path-lookup in its documentation), and
+    membarrier(2), MEMBARRIER_CMD_GLOBAL, waits for those under way. Where it is refused, with nohz_full or by a filter
+    of system calls, WALK_S is waited instead. Who had to wait for a disk in between is missed by both.
+    """
+    number = _MEMBARRIER.get(platform.machine())
+    if number is None or _LIBC.syscall(number, _MEMBARRIER_GLOBAL, 0, 0):
+        time.sleep(WALK_S)
 
 
 def accepted_from(descriptor: int) -> tuple[int, int] | None:

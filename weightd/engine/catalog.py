@@ -27,6 +27,7 @@ from weightd.engine.records import Records
 from weightd.engine.resident import Resident
 from weightd.engine.threads import finish
 from weightd.engine.workers import Workers
+from weightd.kernel import paths_followed
 from weightd.storage.protocols import BlobStore, Residue, Segment, SegmentStore
 from weightd.storage.state import BlobRecord, State
 
@@ -219,8 +220,7 @@ class Catalog:
         """They are EVICTING. Those that cannot go stay, unless they are `damaged`, whatever else is raised."""
         errors: list[Exception] = []
         try:
-            for model in self._having(going):
-                await self.links.link(model)
+            await self._lead_away(self._having(going))
         except (WeightdError, OSError) as e:
             errors.append(e)
             if not damaged:
@@ -238,6 +238,13 @@ class Catalog:
         if errors:
             raise errors[0]
         return left
+
+    async def _lead_away(self, models: Sequence[Model]) -> None:
+        """No link leads to what is EVICTING, and nobody is on the way by one that did."""
+        for model in models:
+            await self.links.link(model)
+        if models:
+            await self.io(paths_followed)
 
     async def _stay(self, blobs: Sequence[Blob]) -> None:
         """They could not go, and are served as before; by other links, where those cannot be switched back."""
