@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import secrets
 import signal
-import subprocess
-import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import xxhash
 
+from tests.crash import victim
 from tests.crash.points import POINTS, WHEN
 from tests.crash.victim import DATA
 from tests.engine.rig import PART, one, running, sha256
+from tests.support.nursery import Died, Nursery
 from weightd.core.parts import plan_parts
 from weightd.engine.api import Tier
 from weightd.storage.ledger import Ledger
@@ -43,15 +43,28 @@ CASES = [
 ]
 
 
-async def victim(*args: object) -> str:
-    """Its output: "" when it was killed."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "tests.crash.victim", *map(str, args), stdout=subprocess.PIPE
-    )
-    output, _ = await process.communicate()
-    assert process.returncode in (0, -signal.SIGKILL), process.returncode
-    assert (process.returncode == 0) == (output == b"done\n")
-    return output.decode()
+@pytest.fixture(scope="module")
+def nursery() -> Iterator[Nursery]:
+    with Nursery("tests.crash.victim") as found:
+        yield found
+
+
+Kill = Callable[..., bool]
+
+
+@pytest.fixture
+def killed(nursery: Nursery) -> Kill:
+    """Arguments as `victim.fetch`; whether it came to its point."""
+
+    def fetch(*arguments: object) -> bool:
+        with nursery.start(victim.fetch, *arguments) as child:
+            try:
+                return child.receive() != "done"
+            except Died:
+                assert child.status == -signal.SIGKILL
+                return True
+
+    return fetch
 
 
 def provable(root: Path) -> set[int]:
@@ -97,31 +110,31 @@ async def check(root: Path, owner: str, tier: Tier) -> int:
 
 
 @pytest.mark.parametrize(("point", "when", "number"), CASES)
-async def test_killed(tmp_path: Path, point: str, when: str, number: int) -> None:
+async def test_killed(tmp_path: Path, killed: Kill, point: str, when: str, number: int) -> None:
     owner, root = "c" + secrets.token_hex(6), tmp_path / "state"
     tier = Tier.SHM if point == "segment.seal" or number % 2 else Tier.NVME
     root.mkdir()
-    assert await victim(root, owner, tier.name, point, number, when) == "", "the point was not reached"
+    assert killed(root, owner, tier, point, number, when), "the point was not reached"
     proven = await check(root, owner, tier)
     if point == "ledger.append" and number > 1:
         assert proven
 
 
 @pytest.mark.parametrize("number", [1, 2, 3])
-async def test_a_torn_ledger(tmp_path: Path, number: int) -> None:
+async def test_a_torn_ledger(tmp_path: Path, killed: Kill, number: int) -> None:
     """The first append is the header."""
     owner, root = "c" + secrets.token_hex(6), tmp_path / "state"
     root.mkdir()
-    assert await victim(root, owner, "NVME", "ledger.torn", number, "-") == ""
+    assert killed(root, owner, Tier.NVME, "ledger.torn", number, "-")
     proven = await check(root, owner, Tier.NVME)
     assert bool(proven) == (number == 3) or number == 2
 
 
 @pytest.mark.parametrize(("point", "when", "number"), [c for c in CASES if c[:2] != ("ledger.durable", "after")])
-async def test_power_lost(tmp_path: Path, point: str, when: str, number: int) -> None:
+async def test_power_lost(tmp_path: Path, killed: Kill, point: str, when: str, number: int) -> None:
     owner, root, after = "c" + secrets.token_hex(6), tmp_path / "state", tmp_path / "after"
     tier = Tier.SHM if point == "segment.seal" else Tier.NVME
-    assert await victim(root, owner, tier.name, point, number, when, after) == "", "the point was not reached"
+    assert killed(root, owner, tier, point, number, when, after), "the point was not reached"
     await check(after, owner, tier)
 
 
@@ -129,24 +142,24 @@ async def test_power_lost(tmp_path: Path, point: str, when: str, number: int) ->
     ("point", "when"),
     [("ingest.resume", "before"), ("ingest.resume", "after"), ("ledger.append", "before"), ("commit.rename", "after")],
 )
-async def test_killed_again_while_it_resumes(tmp_path: Path, point: str, when: str) -> None:
+async def test_killed_again_while_it_resumes(tmp_path: Path, killed: Kill, point: str, when: str) -> None:
     owner, root = "c" + secrets.token_hex(6), tmp_path / "state"
     root.mkdir()
-    assert await victim(root, owner, "NVME", "ledger.append", 3, "after") == ""
+    assert killed(root, owner, Tier.NVME, "ledger.append", 3, "after")
     before = provable(root)
     assert before
-    assert await victim(root, owner, "SHM", point, 1, when) == ""
+    assert killed(root, owner, Tier.SHM, point, 1, when)
     assert provable(root) >= before
     await check(root, owner, Tier.SHM)
 
 
 @pytest.mark.parametrize("damage", ["emptied", "header cut", "tail cut", "zeroed", "records zeroed", "grown by zeros"])
 @pytest.mark.parametrize("tier", list(Tier))
-async def test_a_ledger_that_is_damaged_after_a_crash(tmp_path: Path, damage: str, tier: Tier) -> None:
+async def test_a_ledger_that_is_damaged_after_a_crash(tmp_path: Path, killed: Kill, damage: str, tier: Tier) -> None:
     """What it still proves is not asked for again, and all else is."""
     owner, root = "c" + secrets.token_hex(6), tmp_path / "state"
     root.mkdir()
-    assert await victim(root, owner, tier.name, "ledger.append", 4, "after") == ""
+    assert killed(root, owner, tier, "ledger.append", 4, "after")
     before = provable(root)
     (ledger,) = (root / "ingest").glob("*/ledger")
     _damage_ledger(ledger, damage)

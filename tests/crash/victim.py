@@ -1,14 +1,13 @@
-"""`python -m tests.crash.victim ROOT OWNER TIER POINT NUMBER WHEN [AFTERMATH]`: fetch one model, and die on the way.
+"""Fetch one model, and die on the way. Run in a child of a nursery.
 
-With AFTERMATH, the power fails: what the disk would hold is written there before the process dies.
+With an aftermath, the power fails: what the disk would hold is written there before the process dies.
 """
 
 from __future__ import annotations
 
-import asyncio
-import sys
 import threading
 from collections.abc import Callable, Mapping
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 from tests.crash.points import arm, die, tear
@@ -56,9 +55,18 @@ def _power_failing(root: Path, aftermath: Path) -> Callable[[], None]:
     return action
 
 
-async def main(root: Path, owner: str, tier: str, point: str, number: int, when: str, aftermath: str = "") -> None:
-    """Prints "done" when nothing killed it."""
-    action = _power_failing(root, Path(aftermath)) if aftermath else die
+async def fetch(
+    connection: Connection,
+    root: Path,
+    owner: str,
+    tier: Tier,
+    point: str,
+    number: int,
+    when: str,
+    aftermath: Path | None = None,
+) -> None:
+    """Sends "done" when nothing killed it."""
+    action = _power_failing(root, aftermath) if aftermath else die
     if point == "ledger.torn":
         tear(number)
     else:
@@ -66,10 +74,5 @@ async def main(root: Path, owner: str, tier: str, point: str, number: int, when:
     origin = one(DATA)
     origin.on_start = Pacing().wait
     async with running(root, origin, owner=owner, receivers=3) as rig:
-        await rig.fetch(tier=Tier[tier])
-    print("done")
-
-
-if __name__ == "__main__":
-    _, root, owner, tier, point, number, when, *rest = sys.argv
-    asyncio.run(main(Path(root), owner, tier, point, int(number), when, *rest))
+        await rig.fetch(tier=tier)
+    connection.send("done")
