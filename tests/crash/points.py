@@ -1,20 +1,24 @@
-"""Where a process can be killed: named points in ingest, ledger and commit, set by wrapping what runs there."""
+"""Where a process can be killed: named points in ingest, ledger and commit, and in what is resident where, set by
+wrapping what runs there."""
 
 from __future__ import annotations
 
 import os
 import signal
 import threading
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from weightd.storage import blobs, ingests, ledger
-from weightd.storage.blobs import BlobIngest
-from weightd.storage.ingests import FileIngest
+from weightd.storage import blobs, ingests, ledger, snapshots, tmpfs
+from weightd.storage.blobs import BlobIngest, DirectoryBlobStore
+from weightd.storage.ingests import FileIngest, IngestDirectory
 from weightd.storage.ledger import Ledger
+from weightd.storage.places import Place
 from weightd.storage.segments import PosixSegment
 from weightd.storage.snapshots import ModelDirectories
 from weightd.storage.state import State
+from weightd.storage.tmpfs_store import TmpfsStore
 
 POINTS: dict[str, tuple[object, str]] = {
     "ingest.allocate": (FileIngest, "allocate"),
@@ -36,7 +40,35 @@ POINTS: dict[str, tuple[object, str]] = {
     "state.model": (State, "put_model"),
     "model.links": (ModelDirectories, "publish"),
 }
-"""By name: who has the function that is wrapped, and what it is called."""
+"""Of a fetch. By name: who has the function that is wrapped, and what it is called."""
+RESIDENCY: dict[str, tuple[object, str]] = {
+    "segment.create": (PosixSegment, "create"),
+    "segment.prepare": (PosixSegment, "prepare"),
+    "segment.unmap": (PosixSegment, "_unmap"),
+    "segment.mode": (tmpfs.os, "fchmod"),
+    "segment.retire": (PosixSegment, "retire"),
+    "segment.unlink": (Place, "unlink"),
+    "segment.adopt": (TmpfsStore, "adopt"),
+    "segment.leftovers": (TmpfsStore, "drop_leftovers"),
+    "state.open": (State, "open"),
+    "state.segments": (State, "put_segments"),
+    "state.no_segments": (State, "drop_segments"),
+    "state.pin": (State, "set_pin"),
+    "state.no_model": (State, "drop_model"),
+    "state.no_blob": (State, "drop_blob"),
+    "state.verified": (State, "set_verified"),
+    "state.uses": (State, "put_uses"),
+    "model.link": (snapshots, "_point"),
+    "model.current": (ModelDirectories, "switch"),
+    "model.remove": (ModelDirectories, "remove"),
+    "model.others": (ModelDirectories, "drop_others"),
+    "model.leftovers": (ModelDirectories, "drop_leftovers"),
+    "blob.delete": (DirectoryBlobStore, "delete"),
+    "blob.salvage": (DirectoryBlobStore, "salvage"),
+    "ingest.leftovers": (IngestDirectory, "drop_leftovers"),
+}
+"""Of everything else that changes what is held, and where."""
+ALL = POINTS | RESIDENCY
 WHEN = ("before", "after")
 
 
@@ -48,7 +80,7 @@ def die() -> None:
 
 def arm(point: str, number: int, when: str, action: Callable[[], None] = die) -> None:
     """`action` at the `number`-th time, from 1, that the process is before or after what `point` names."""
-    owner, name = POINTS[point]
+    owner, name = ALL[point]
     original: Any = getattr(owner, name)
     lock, calls = threading.Lock(), [0]
 
@@ -65,6 +97,20 @@ def arm(point: str, number: int, when: str, action: Callable[[], None] = die) ->
 
     # A bound classmethod takes no class again.
     setattr(owner, name, staticmethod(wrapped) if hasattr(original, "__self__") else wrapped)
+
+
+def count() -> Counter[str]:
+    """How often the process was at each point, from now on."""
+    found: Counter[str] = Counter()
+    for point, (owner, name) in ALL.items():
+        original: Any = getattr(owner, name)
+
+        def counted(*args: Any, point: str = point, original: Any = original, **kwargs: Any) -> Any:
+            found[point] += 1
+            return original(*args, **kwargs)
+
+        setattr(owner, name, staticmethod(counted) if hasattr(original, "__self__") else counted)
+    return found
 
 
 def tear(number: int) -> None:
