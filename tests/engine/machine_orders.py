@@ -18,6 +18,7 @@ from tests.engine.machine_world import PAGE, digest_at
 from tests.support.nursery import Nursery
 from weightd.core.errors import (
     Exhausted,
+    ModelBusy,
     ModelLeased,
     ModelNotFound,
     ModelPinned,
@@ -176,7 +177,11 @@ class Orders(RuleBasedStateMachine):
             return ModelNotFound
         if any(m.leases for m in models):
             return ModelLeased
-        return ModelPinned if any(m.pinned for m in models) else None
+        if any(m.pinned for m in models):
+            return ModelPinned
+        mapped = {"/" + one.path.name for one in self.d.maps() if one.named}
+        awaited = [m for m in models if (m.ref, m.revision) in self.d.awaited]
+        return ModelBusy if any(f.segment in mapped for m in awaited for f in m.files) else None
 
     def going(self, method: str, ref: str) -> Evicted | None:
         """What went, where that can be told."""
