@@ -13,6 +13,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 from tests.engine.rig import REF, Origin, Rig, Served, pattern, running
 from weightd.engine.api import Tier
 
@@ -114,6 +116,7 @@ def readers(*of: tuple[str, Path]) -> Iterator[list[Reader]]:
         yield found
 
 
+@pytest.mark.timeout(300)
 async def test_readers_during_a_thousand_switches(tmp_path: Path) -> None:
     served = {path: Served(data) for path, data in FILES.items()}
     async with running(tmp_path, Origin({REF: served}), receivers=1, hashers=1, writers=1) as rig:

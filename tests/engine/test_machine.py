@@ -36,7 +36,7 @@ def mount(tmp_path: Path) -> Iterator[Path]:
         yield place
 
 
-@pytest.mark.timeout(24 * 3600 if EXAMPLES else 120)
+@pytest.mark.timeout(24 * 3600 if EXAMPLES else 300)
 def test_the_promises_hold_after_every_step(mount: Path) -> None:
     with Nursery("tests.engine.machine_host") as nursery:
         run_state_machine_as_test(
