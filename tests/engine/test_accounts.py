@@ -108,3 +108,14 @@ async def test_somebody_else_fills_the_mount(tmp_path: Path, mount: Path) -> Non
         await reconciled(rig, mount, free - MIB)
         os.unlink(foreign)
     store.close()
+
+
+async def test_what_was_damaged_and_dropped_is_neither_pinned_nor_leased(tmp_path: Path) -> None:
+    async with running(tmp_path, origin()) as rig:
+        lease = await rig.acquire(REF)
+        await rig.engine.pin(REF)
+        (large,) = [f.digest for f in lease.model.files if f.path == "model.bin"]
+        await rig.engine._catalog.drop(rig.engine._catalog.blobs[large])
+        nvme = (await rig.engine.status()).nvme
+        assert (nvme.resident, nvme.leased, nvme.pinned) == (4096, 4096, 4096)
+        lease.release()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from weightd.core.budget import Budget
+from weightd.core.lifecycle import Residency
 from weightd.engine.api import TierStatus
 from weightd.engine.catalog import Catalog
 from weightd.engine.held import Blob, Model
@@ -33,7 +34,7 @@ class Accounts:
         free, total = await catalog.io(catalog.store.room)
         budget = catalog.nvme
         other = total - free - budget.resident - budget.kept - self._room.filling_nvme()
-        return self._status(budget, free, total, other, lambda b: True)
+        return self._status(budget, free, total, other, lambda b: b.nvme.state is Residency.RESIDENT)
 
     def _status(self, budget: Budget, free: int, total: int, other: int, there: Callable[[Blob], bool]) -> TierStatus:
         return TierStatus(
