@@ -53,6 +53,18 @@ async def test_the_socket_has_its_mode_group_and_nothing_stays(short: Path) -> N
     assert not server.path.exists()
 
 
+async def test_a_socket_that_cannot_be_given_to_its_group_does_not_stay(
+    short: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "chown", refuse)
+    with pytest.raises(ConfigError, match="12345"):
+        await make_server(FakeEngine(short), short / "s", group=12345)
+    assert not (short / "s").exists()
+
+
 async def test_the_default_mode_is_0660(daemon: Served) -> None:
     assert mode_of(daemon.socket) == 0o660
 

@@ -74,8 +74,13 @@ async def make_server(
     reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     await checks.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
     _bind(server, path, mode)
-    await asyncio.to_thread(_give, path, gid)
-    await server.start()
+    try:
+        await asyncio.to_thread(_give, path, gid)
+        await server.start()
+    except BaseException:
+        await server.stop(None)
+        path.unlink(missing_ok=True)  # noqa: ASYNC240 - one call, at a start that failed
+        raise
     return RpcServer(server, service, checks, path)
 
 
