@@ -117,9 +117,10 @@ def paths_followed() -> None:
         time.sleep(WALK_S)
 
 
-def accepted_from(descriptor: int) -> tuple[int, int] | None:
+def accepted_from(descriptor: int, listener: bytes | None = None) -> tuple[int, int] | None:
     """(pid, uid) of the process that connected, where this is a Unix stream socket that was accepted from a listener
-    with a name; None where it is anything else, or the process is in a PID namespace that this one does not see.
+    with a name, which is `listener` unless that is None; None where it is anything else, or the process is in a PID
+    namespace that this one does not see.
 
     Of a descriptor that somebody else owns and may close at any moment: socket.socket would own it too.
     """
@@ -130,7 +131,8 @@ def accepted_from(descriptor: int) -> tuple[int, int] | None:
         pid, uid, _ = _option(descriptor, socket.SO_PEERCRED, "iII")
     except OSError:
         return None
-    return (pid, uid) if pid > 0 and _has_name(descriptor) else None
+    name = _name(descriptor)
+    return (pid, uid) if pid > 0 and name and listener in (None, name.rstrip(b"\0")) else None
 
 
 def _option(descriptor: int, option: int, form: str) -> tuple[int, ...]:
@@ -142,8 +144,10 @@ def _option(descriptor: int, option: int, form: str) -> tuple[int, ...]:
     return struct.unpack(form, value.raw)
 
 
-def _has_name(descriptor: int) -> bool:
-    """An accepted socket has its listener's name; who connects, and both of a pair, have none (unix(7))."""
+def _name(descriptor: int) -> bytes:
+    """An accepted socket has its listener's name; who connects, and both of a pair, have none (unix(7)): b""."""
     address = ctypes.create_string_buffer(128)
     size = ctypes.c_uint32(len(address))
-    return _LIBC.getsockname(descriptor, address, ctypes.byref(size)) == 0 and size.value > struct.calcsize("H")
+    if _LIBC.getsockname(descriptor, address, ctypes.byref(size)):
+        return b""
+    return address.raw[struct.calcsize("H") : size.value]

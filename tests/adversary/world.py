@@ -70,7 +70,7 @@ class World:
         """Nothing but these is left. Returns the parts that a kept ingest has."""
         await self.rig.check_idle(blobs=blobs, segments=blobs if tier is Tier.SHM else 0, kept=1)
         engine = self.rig.engine
-        assert engine._fetcher._bringer._claims == {}
+        assert len(engine._fetcher._bringer._claims) == 0
         assert len(engine._fetcher._flights) == 0
         assert engine._catalog.kept._claimed == {}
         gates = engine._sources._by_scheme["http"]._pool.gates._gates  # type: ignore[attr-defined]

@@ -31,6 +31,7 @@ from weightd.storage.blobs import DirectoryBlobStore
 from weightd.storage.protocols import SegmentStore
 from weightd.storage.segments import ROOT, PosixSegmentStore
 from weightd.storage.state import State
+from weightd.storage.tenant_files import TenantFiles
 
 MIB = 1 << 20
 PART = 64 << 10
@@ -272,6 +273,7 @@ async def running(
     allow: AllowList | None = None,
     residency: Mapping[str, object] | None = None,
     segments: SegmentStore | None = None,
+    files: TenantFiles | None = None,
     **transfer: int,
 ) -> AsyncIterator[Rig]:
     """Stopped at the end, after which nothing may be in shared memory, unless `residency`, which are options of the
@@ -285,6 +287,7 @@ async def running(
         blobs=DirectoryBlobStore(root),
         sources=origin,
         state=State(root / "state.db"),
+        files=files,
     )
     await engine.start()
     rig = Rig(engine, origin, root, owner)

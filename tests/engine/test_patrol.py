@@ -272,7 +272,7 @@ async def test_a_host_that_was_upgraded_serves_at_once_and_verifies_all(tmp_path
     db = sqlite3.connect(tmp_path / "state.db", isolation_level=None)
     db.executescript("ALTER TABLE blobs RENAME TO later; " + SCHEMA_1)
     db.execute("INSERT INTO blobs SELECT digest, size, verification, part_size, checksums FROM later")
-    db.executescript("DROP TABLE segments; DROP TABLE pins; DROP TABLE uses")
+    db.executescript("DROP TABLE segments; DROP TABLE pins; DROP TABLE uses; DROP TABLE delivered")
     db.executescript("DROP TABLE later; ALTER TABLE models DROP COLUMN turn; PRAGMA user_version = 1")
     db.close()
     origin = Origin()

@@ -515,7 +515,7 @@ async def test_rows_that_an_earlier_version_left(tmp_path: Path) -> None:
         made = [await fetch(rig, n) for n in (1, 2, 3)]
     db = sqlite3.connect(tmp_path / "state.db")
     db.execute("ALTER TABLE models DROP COLUMN turn")
-    for table in ("segments", "pins", "uses"):
+    for table in ("segments", "pins", "uses", "delivered"):
         db.execute(f"DROP TABLE {table}")
     db.execute("PRAGMA user_version = 2")
     db.commit()

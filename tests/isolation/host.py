@@ -63,11 +63,11 @@ class WorkerProcess:
 
 
 class Host(Served):
-    """Serves as `DAEMON`."""
+    """Serves as `user`."""
 
-    def __init__(self, home: Path, become: Become, mounts: Sequence[str] = ()) -> None:
+    def __init__(self, home: Path, become: Become, mounts: Sequence[str] = (), user: User = DAEMON) -> None:
         self.become = become
-        command = [*become.prefix(DAEMON, *mounts), *SERVE, "--config", str(home / "config.toml")]
+        command = [*become.prefix(user, *mounts), *SERVE, "--config", str(home / "config.toml")]
         super().__init__(home, command=command, env=environment())
         self._workers = contextlib.ExitStack()
 
@@ -76,6 +76,17 @@ class Host(Served):
         process = self.become.start(user, "-m", "tests.isolation.worker", socket or self.socket)
         self._workers.callback(_end, process)
         return WorkerProcess(process)
+
+    def again(self, config: str = "") -> None:
+        """A new process on the same directories, once this one was asked to end and has left the segments."""
+        assert self.stop() == 0, self.text()
+        if config:
+            (self.home / "config.toml").write_text(config)
+        with self.log.open("ab") as log:
+            env = {**environment(), "NOTIFY_SOCKET": str(self.home / "notify")}
+            args: Any = self.process.args
+            self.process = subprocess.Popen(args, env=env, stdout=log, stderr=log, cwd=self.home)
+        self.ready()
 
     def end_workers(self) -> None:
         """And with them their leases."""
@@ -105,9 +116,9 @@ def home(config: str) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def serving(become: Become, config: str, *mounts: str) -> Iterator[Host]:
+def serving(become: Become, config: str, *mounts: str, user: User = DAEMON) -> Iterator[Host]:
     """Ready; at the end SIGINT, after which nothing of it is in shared memory."""
-    with home(config) as path, Host(path, become, mounts) as host:
+    with home(config) as path, Host(path, become, mounts, user) as host:
         host.ready()
         yield host
         host.end_workers()

@@ -44,6 +44,10 @@ DAEMON = User(FIRST + 1, FIRST + 1)
 """Runs what is tested; its group may read segments."""
 MEMBER = User(FIRST + 2, FIRST + 2, (DAEMON.gid,))
 OUTSIDER = User(FIRST + 3, FIRST + 3)
+TENANT_A = User(FIRST + 4, FIRST + 4, (FIRST + 14,))
+TENANT_B = User(FIRST + 5, FIRST + 5, (FIRST + 15,))
+LANDLORD = DAEMON._replace(groups=(*TENANT_A.groups, *TENANT_B.groups))
+"""Runs a daemon that gives sockets to the tenants' groups."""
 
 WHY_NOT = (
     "becomes other users, which needs root, setpriv and unshare"

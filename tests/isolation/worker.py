@@ -60,6 +60,12 @@ class Worker:
         status = self.client.status()
         return {"models": status.models, "leases": status.leases, "state_directory": status.state_directory}
 
+    def holders(self, ref: str = "") -> list[dict[str, Any]]:
+        return [
+            {"ref": x.ref, "confirmed": x.holder.confirmed, "uid": x.holder.uid, "command": x.holder.command}
+            for x in self.client.leases(ref)
+        ]
+
     def read(self, path: str) -> str:
         """The SHA-256 of a file, or the name of the error."""
         try:

@@ -16,13 +16,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.fake_engine import REF
+from tests.support.fake_engine import DEMO, REF, FakeEngine
 from tests.support.serving import Served, descriptors, short_directory
 from weightd.client.aio import AsyncClient
 from weightd.client.types import LeaseInfo
 from weightd.engine.api import Holder, LeaseState
 from weightd.kernel import accepted_from
 from weightd.rpc.peers import Peer, confirm, connected, name_of, named
+from weightd.rpc.server import make_server
 
 LEASES = """
 import os, sys, grpc
@@ -202,7 +203,28 @@ def test_only_connections_that_were_accepted_count(kind: str) -> None:
         assert accepted_from(accepted.fileno()) == (os.getpid(), OWN)
         assert accepted_from(others[kind].fileno()) is None  # type: ignore[attr-defined]
         assert Peer(os.getpid(), OWN) in connected()
+        assert accepted_from(accepted.fileno(), os.fsencode(path)) == (os.getpid(), OWN)
+        assert accepted_from(accepted.fileno(), os.fsencode(path + "s")) is None
     assert accepted_from(accepted.fileno()) is None
+
+
+async def test_who_is_connected_to_another_socket_is_told_to_nobody_there(short: Path) -> None:
+    """Else one tenant could find out which processes of another one are connected, by calling itself by their names."""
+    engine = FakeEngine(short)
+    engine.add(REF, DEMO)
+    servers = [await make_server(engine, short / name, alone=name == "alone") for name in ("all", "alone")]
+    try:
+        async with leasing(Served(engine, servers[0], short / "all")) as worker:
+            for name, confirmed in (("all", True), ("alone", False)):
+                (lease,) = await leases(Served(engine, servers[0], short / name))
+                assert (lease.holder.confirmed, lease.holder.pid) == (confirmed, worker.pid)
+        async with leasing(Served(engine, servers[1], short / "alone")):
+            (lease,) = await leases(Served(engine, servers[1], short / "alone"))
+            assert lease.holder.confirmed
+    finally:
+        for server in servers:
+            await server.stop()
+        engine.close()
 
 
 def test_connections_that_come_and_go_meanwhile_are_not_disturbed() -> None:

@@ -18,7 +18,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from tests.support.fake_engine import REF, FakeEngine, fetching
 from tests.support.serving import DaemonProcess, Served, until
 from weightd.core.errors import AlreadyRunning, ConfigError, DigestMismatch, PathInTheWay
-from weightd.rpc.server import make_server
+from weightd.rpc.server import RpcServers, make_server
 from weightd.wire import methods
 from weightd.wire.errors import DETAIL_KEY, MAX_FIELD, from_detail
 from weightd.wire.gen import weightd_pb2 as pb
@@ -63,6 +63,18 @@ async def test_a_socket_that_cannot_be_given_to_its_group_does_not_stay(
     with pytest.raises(ConfigError, match="12345"):
         await make_server(FakeEngine(short), short / "s", group=12345)
     assert not (short / "s").exists()
+
+
+async def test_several_sockets_are_drained_and_stopped_as_one(short: Path) -> None:
+    engine = FakeEngine(short / "m")
+    servers = RpcServers()
+    for name in ("a", "b"):
+        servers.add(await make_server(engine, short / name))
+    assert {(short / name).is_socket() for name in ("a", "b")} == {True}
+    await servers.drain()
+    await servers.stop()
+    await servers.stop()
+    assert not any((short / name).exists() for name in ("a", "b"))
 
 
 async def test_the_default_mode_is_0660(daemon: Served) -> None:

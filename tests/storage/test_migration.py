@@ -25,7 +25,7 @@ CREATE TABLE IF NOT EXISTS models (
 ) WITHOUT ROWID;
 """
 """As released with schema 1; not to be changed."""
-TABLES = ("blobs", "seen", "models", "segments", "pins", "uses")
+TABLES = ("blobs", "seen", "models", "segments", "pins", "uses", "delivered")
 MODEL = ModelRecord("http://h/m", manifest(), {"f": D1}, 12.5)
 
 
@@ -65,9 +65,10 @@ def test_schema_1_becomes_the_current_one(tmp_path: Path, stamped: bool) -> None
         assert state.seen() == {"source:x": D1}
         assert state.models() == [MODEL]
         state.close()
-    assert version_of(path) == SCHEMA_VERSION == 4
+    assert version_of(path) == SCHEMA_VERSION == 5
     state.open()
     assert (state.segments(), state.pins(), state.uses()) == ([], {}, {})
+    assert state.delivered() == [(D1, MODEL.ref)]
     state.put_segments([SegmentRecord(D1, "/weightd-a", 1, 2, "boot")])
     state.set_pin(MODEL.ref, 1.5)
     state.set_verified(D1, 7.5)
@@ -114,6 +115,24 @@ def test_schema_3_becomes_the_current_one(tmp_path: Path) -> None:
     assert version_of(path) == SCHEMA_VERSION
     state.open()
     assert (len(state.segments()), state.uses()) == (1, {"http://h/m": (1.0, 2.0)})
+    state.close()
+
+
+def test_each_snapshot_of_schema_4_counts_as_delivered_by_its_ref(tmp_path: Path) -> None:
+    """Also an old one, and one of which a row is damaged is left to who reads it."""
+    path = tmp_path / "state.db"
+    made_by_version_1(path)
+    state = State(path)
+    state.open()
+    state.put_model(msgspec.structs.replace(MODEL, ref="http://other/m", digests={"f": D1, "g": D2, "h": D2}))
+    state._open.execute("DROP TABLE delivered")
+    state._open.execute("INSERT INTO models SELECT 'http://bad/m', revision, X'7B', 0, 1, 9 FROM models LIMIT 1")
+    state._open.execute("PRAGMA user_version = 4")
+    state.close()
+    state.open()
+    assert sorted(state.delivered()) == sorted([(D1, MODEL.ref), (D1, "http://other/m"), (D2, "http://other/m")])
+    with pytest.raises(ConfigError, match="damaged"):
+        state.models()
     state.close()
 
 

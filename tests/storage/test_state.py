@@ -6,6 +6,7 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from weightd.core.digest import Digest
@@ -236,3 +237,23 @@ def test_a_database_that_may_not_be_written(tmp_path: Path) -> None:
     with pytest.raises(AccessDenied, match="may not be written"):
         state.drop_blob(Digest("sha256:" + "ab" * 32))
     state.close()
+
+
+def test_deliveries_go_with_their_blobs(state: State) -> None:
+    """One that is recorded again is the same; of a blob without a record nothing is kept beyond the next start."""
+    state.put_blobs([(blob(), ""), (blob(D2), "")], [(D1, "http://a/"), (D1, "http://b/"), (D2, "http://a/")])
+    state.put_blobs([(blob(), "")], [(D1, "http://a/")])
+    assert sorted(state.delivered()) == [(D1, "http://a/"), (D1, "http://b/"), (D2, "http://a/")]
+    state.drop_blob(D2)
+    assert sorted(state.delivered()) == [(D1, "http://a/"), (D1, "http://b/")]
+    state.put_blob(blob(D2))
+    assert (D2, "http://a/") not in state.delivered()
+    state.drop_model("http://a/", "none", [D1])
+    assert state.delivered() == []
+
+
+def test_a_delivery_is_recorded_with_its_blob_or_not_at_all(state: State) -> None:
+    with pytest.raises(sqlite3.IntegrityError):
+        state.put_blobs([(msgspec.structs.replace(blob(), size=None), "")], [(D1, "http://a/")])  # type: ignore[arg-type]
+    state.put_blob(blob())
+    assert state.delivered() == []

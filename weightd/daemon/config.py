@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import grp
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -14,7 +12,7 @@ from weightd.core.credentials import Credential
 from weightd.core.errors import ConfigError
 from weightd.core.models import NamedModel
 from weightd.core.paths import default_socket
-from weightd.daemon.config_reader import SEE, Reader, between
+from weightd.daemon.config_reader import SEE, Reader, between, group_id, socket_mode
 from weightd.daemon.sections.credentials import read_credentials
 from weightd.daemon.sections.fetch import FetchConfig, read_fetch
 from weightd.daemon.sections.hf import read_hf
@@ -22,6 +20,7 @@ from weightd.daemon.sections.http import HttpConfig, read_http
 from weightd.daemon.sections.models import read_models
 from weightd.daemon.sections.s3 import read_s3
 from weightd.daemon.sections.snapshots import SnapshotsConfig, read_snapshots
+from weightd.daemon.sections.sockets import SocketConfig, read_sockets
 from weightd.daemon.sections.sources import SourcesConfig, read_sources
 from weightd.daemon.sections.tiers import NvmeConfig, ShmConfig, read_nvme, read_shm
 from weightd.daemon.sections.verify import VerifyConfig, read_verify
@@ -64,6 +63,8 @@ class Config(msgspec.Struct, frozen=True):
     s3: S3Options
     credentials: tuple[Credential, ...]
     models: dict[str, NamedModel]
+    sockets: tuple[SocketConfig, ...] = ()
+    """Of tenants, beside the daemon's own."""
     file: Path | None = None
 
 
@@ -95,10 +96,12 @@ def load_config(file: Path | None, *, env: Mapping[str, str], uid: int, override
     reader = Reader(text, str(file) if file else "configuration", file.parent if file else Path.cwd())
     overrides = overrides or Overrides()
     daemon = reader.section("daemon", DaemonSection, overrides.daemon())
+    socket = reader.path(daemon.socket) or default_socket_of(env, uid)
+    gid = reader.value(("daemon", "socket_group"), group_id, daemon.socket_group)
     config = Config(
-        socket=reader.path(daemon.socket) or default_socket_of(env, uid),
-        socket_gid=reader.value(("daemon", "socket_group"), _group, daemon.socket_group),
-        socket_mode=reader.value(("daemon", "socket_mode"), _mode, daemon.socket_mode),
+        socket=socket,
+        socket_gid=gid,
+        socket_mode=reader.value(("daemon", "socket_mode"), socket_mode, daemon.socket_mode),
         state_dir=reader.path(daemon.state_dir) or default_state_dir(env, uid),
         log_level=daemon.log_level,
         log_format=daemon.log_format,
@@ -114,6 +117,7 @@ def load_config(file: Path | None, *, env: Mapping[str, str], uid: int, override
         s3=read_s3(reader),
         credentials=read_credentials(reader, env),
         models=read_models(reader),
+        sockets=read_sockets(reader, socket, gid),
         file=file,
     )
     reader.finish()
@@ -160,20 +164,3 @@ def _read(file: Path) -> str:
         raise ConfigError(f"{file} cannot be read: {e.strerror}", remedy="Check the path and its rights.") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{file} is not UTF-8 text", remedy=SEE) from None
-
-
-def _mode(value: str) -> int:
-    if not re.fullmatch(r"0?o?[0-7]{3}", value):
-        raise ValueError(f'{value!r} is not a mode; write it as "0660"')
-    return int(value.replace("o", ""), 8)
-
-
-def _group(value: str) -> int | None:
-    if not value:
-        return None
-    if value.isascii() and value.isdigit():
-        return int(value)
-    try:
-        return grp.getgrnam(value).gr_gid
-    except KeyError:
-        raise ValueError(f"there is no group {value!r} on this host; make it (groupadd) or give a number") from None

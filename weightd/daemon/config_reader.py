@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import grp
 import re
 import tomllib
 from collections.abc import Callable, Mapping
@@ -124,3 +125,22 @@ def rate(value: int | str) -> int:
     if 0 < found < MIN_RATE:
         raise ValueError(f"{value!r} is out of range; 0 for no limit, or at least {MIN_RATE} bytes per second")
     return found
+
+
+def socket_mode(value: str) -> int:
+    """Of a socket, as "0660"."""
+    if not re.fullmatch(r"0?o?[0-7]{3}", value):
+        raise ValueError(f'{value!r} is not a mode; write it as "0660"')
+    return int(value.replace("o", ""), 8)
+
+
+def group_id(value: str) -> int | None:
+    """A group of this host, by its name or number; None for ""."""
+    if not value:
+        return None
+    if value.isascii() and value.isdigit():
+        return int(value)
+    try:
+        return grp.getgrnam(value).gr_gid
+    except KeyError:
+        raise ValueError(f"there is no group {value!r} on this host; make it (groupadd) or give a number") from None

@@ -24,7 +24,7 @@ from weightd.daemon.logs import logging_to_stderr
 from weightd.daemon.notify import Notifier
 from weightd.engine.api import EventKind
 from weightd.engine.engine import Engine
-from weightd.rpc.server import RpcServer
+from weightd.rpc.server import RpcServers
 from weightd.version import __version__
 
 log = logging.getLogger("weightd.daemon")
@@ -66,7 +66,7 @@ class Daemon:
         began = time.monotonic()
         log.info("starting weightd %s, pid %d, state in %s", __version__, os.getpid(), self._config.state_dir)
         parts = build(self._config)
-        server: RpcServer | None = None
+        server: RpcServers | None = None
         try:
             await parts.engine.start()
             server = await parts.listen()
@@ -99,6 +99,9 @@ class Daemon:
             f"nvme {human(status.nvme.resident)} held of {human(status.nvme.budget)}, {status.models} models"
         )
         log.info("serving on %s after %.2f s; budgets: %s", self._config.socket, took, summary)
+        for s in self._config.sockets:
+            rights = "uses and operates" if s.operate else "uses"
+            log.info("serving tenant %s on %s: group %d %s %s", s.name, s.path, s.gid, rights, ", ".join(s.allow))
         self._notifier.send("READY=1", f"STATUS=serving: {summary}", f"MAINPID={os.getpid()}")
 
     @asynccontextmanager
@@ -121,7 +124,7 @@ class Daemon:
         task.add_done_callback(lambda t: None if t.cancelled() or not t.exception() else self._stop.set())
         return task
 
-    async def _drain(self, parts: Parts, server: RpcServer | None) -> None:
+    async def _drain(self, parts: Parts, server: RpcServers | None) -> None:
         """Within `stop_timeout_s`, then by force. Also after a start that failed half way."""
         if self._life.state is DaemonState.SERVING:
             self._life.to(DaemonState.DRAINING)
@@ -141,7 +144,8 @@ class Daemon:
 
     def _force(self, parts: Parts) -> None:
         dropped = 0 if self._keep else parts.segments.drop_leftovers()
-        self._config.socket.unlink(missing_ok=True)
+        for path in (self._config.socket, *(s.path for s in self._config.sockets)):
+            path.unlink(missing_ok=True)
         text = f"weightd: not drained after {self._config.stop_timeout_s:g} s: {dropped} segments dropped, exit\n"
         os.write(2, text.encode())
         os._exit(0)

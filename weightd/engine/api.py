@@ -14,6 +14,8 @@ from weightd.core.manifest import Manifest
 from weightd.core.policy import Policy
 from weightd.core.progress import Phase, Progress
 from weightd.core.quota import Spent
+from weightd.core.tenants import NOBODY as NO_TENANT
+from weightd.core.tenants import Scope
 from weightd.core.verification import Verification
 
 
@@ -56,6 +58,8 @@ class ModelState(msgspec.Struct, frozen=True):
     current: bool = True
     policy: Policy = Policy.WARM
     pinned: bool = False
+    tenants: Scope = NO_TENANT
+    """Who may see it, beside those on the daemon's own socket."""
     segment_directory: str = ""
     """Where its segments are files of; "" for POSIX shared memory."""
 
@@ -78,6 +82,30 @@ class ModelState(msgspec.Struct, frozen=True):
         if states == {Residency.RESIDENT}:
             return Residency.RESIDENT
         return Residency.FILLING if Residency.FILLING in states else Residency.ABSENT
+
+
+class Holder(msgspec.Struct, frozen=True):
+    """Who leases, as the process says of itself, for operators: nothing is decided by it. What it does not say is empty
+    or 0. `started` in clock ticks after boot, `pid` in the process's own PID namespace.
+
+    `confirmed`: the kernel says that this very process is at the other end of a connection; then `pid` is that of the
+    daemon's PID namespace, and `uid` is known.
+
+    `tenant`: by whose socket the lease was taken, "" for the daemon's own. That, nobody says of himself.
+    """
+
+    pid: int = 0
+    started: int = 0
+    command: str = ""
+    cgroup: str = ""
+    pod: str = ""
+    confirmed: bool = False
+    uid: int = 0
+    tenant: str = ""
+
+
+NOBODY = Holder()
+"""A caller that says nothing of itself."""
 
 
 class EventKind(enum.Enum):
@@ -107,6 +135,10 @@ class Event(msgspec.Struct, frozen=True):
     revision: str
     time: float
     detail: str = ""
+    tenants: Scope = NO_TENANT
+    """Who may see its ref."""
+    holder: Holder | None = None
+    """Of a lease that began or ended."""
 
 
 class CopyState(enum.Enum):
@@ -191,6 +223,8 @@ class TransferState(msgspec.Struct, frozen=True):
     total: int = 0
     rate: float = 0.0
     urgent: bool = False
+    tenants: Scope = NO_TENANT
+    """Who may see its ref."""
 
 
 class EngineStatus(msgspec.Struct, frozen=True):
@@ -210,27 +244,6 @@ class EngineStatus(msgspec.Struct, frozen=True):
     quotas: tuple[Spent, ...] = ()
     counters: Counters = Counters()
     under_way: tuple[TransferState, ...] = ()
-
-
-class Holder(msgspec.Struct, frozen=True):
-    """Who leases, as the process says of itself, for operators: nothing is decided by it. What it does not say is empty
-    or 0. `started` in clock ticks after boot, `pid` in the process's own PID namespace.
-
-    `confirmed`: the kernel says that this very process is at the other end of a connection; then `pid` is that of the
-    daemon's PID namespace, and `uid` is known.
-    """
-
-    pid: int = 0
-    started: int = 0
-    command: str = ""
-    cgroup: str = ""
-    pod: str = ""
-    confirmed: bool = False
-    uid: int = 0
-
-
-NOBODY = Holder()
-"""A caller that says nothing of itself."""
 
 
 class LeaseState(msgspec.Struct, frozen=True):

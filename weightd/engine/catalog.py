@@ -18,6 +18,7 @@ from weightd.core.errors import ModelNotFound, WeightdError
 from weightd.core.lifecycle import Residency
 from weightd.core.manifest import FileSpec
 from weightd.core.refs import Ref
+from weightd.core.tenants import Tenants
 from weightd.core.verification import Verification
 from weightd.engine.drains import Drains, Stuck
 from weightd.engine.held import Blob, Model, Snapshots
@@ -25,11 +26,14 @@ from weightd.engine.kept import KeptIngests
 from weightd.engine.links import Links
 from weightd.engine.records import Records
 from weightd.engine.resident import Resident
+from weightd.engine.tenant_links import TenantLinks
+from weightd.engine.tenant_rights import Rights
 from weightd.engine.threads import finish
 from weightd.engine.workers import Workers
 from weightd.kernel import paths_followed
 from weightd.storage.protocols import BlobStore, Residue, Segment, SegmentStore
 from weightd.storage.state import BlobRecord, State
+from weightd.storage.tenant_files import TenantFiles
 
 T = TypeVar("T")
 
@@ -45,8 +49,18 @@ class Catalog:
     """Blobs, the budgets of both tiers, and which snapshots are made of them."""
 
     def __init__(
-        self, *, segments: SegmentStore, blobs: BlobStore, state: State, models: Path, shm: Budget, nvme: Budget
+        self,
+        *,
+        segments: SegmentStore,
+        blobs: BlobStore,
+        state: State,
+        models: Path,
+        shm: Budget,
+        nvme: Budget,
+        rights: Rights | None = None,
+        files: TenantFiles | None = None,
     ) -> None:
+        self.rights = rights or Rights(Tenants())
         self.segments, self.store, self.state, self.shm, self.nvme = segments, blobs, state, shm, nvme
         self.blobs: dict[Digest, Blob] = {}
         self.seen: dict[str, Digest] = {}
@@ -56,6 +70,8 @@ class Catalog:
         self._workers = Workers()
         self.io, self.write = self._workers.io, self._workers.write
         self.links = Links(models, blobs, self.io)
+        if files is not None and files.needed:
+            self.links.tenants = TenantLinks(files, self.rights, blobs, lambda: self.snapshots, self.io)
         self.kept = KeptIngests(blobs, nvme, self.io)
         self.drains = Drains(shm, self.io)
         self.resident = Resident(state, self.write)
@@ -91,6 +107,7 @@ class Catalog:
             if record.digest not in self.blobs:
                 await self.write(self.state.drop_blob, record.digest)
         self.seen = {k: d for k, d in (await self.write(self.state.seen)).items() if d in self.blobs}
+        self.rights.start(await self.write(self.state.delivered))
 
     def _survey(self, records: list[BlobRecord]) -> list[BlobRecord]:
         self.links.open()
@@ -126,12 +143,13 @@ class Catalog:
         digest = file.digest or self.seen.get(file.source_key)
         return self.blobs.get(digest) if digest else None
 
-    async def record(self, record: BlobRecord, source_key: str) -> Blob:
+    async def record(self, record: BlobRecord, source_key: str, deliverer: str = "") -> Blob:
         """A blob that was committed to the store is now known, and RESIDENT on NVMe. It is verified at least as far as
-        bytes of its digest ever were."""
+        bytes of its digest ever were. `deliverer`: text of the ref whose source has just sent all of its bytes."""
         reached = max(record.verification, self._reached.get(record.digest, Verification.SIZE))
         record = msgspec.structs.replace(record, verification=reached)
-        await self._records.put(record, source_key)
+        await self._records.put(record, source_key, deliverer)
+        self.rights.delivered(record.digest, deliverer)
         if source_key:
             self.seen[source_key] = record.digest
         blob = self.blobs.get(record.digest)
@@ -294,6 +312,7 @@ class Catalog:
 
     def _set_aside(self, blob: Blob) -> None:
         record = blob.record
+        self.links.withdraw(record.digest)
         if not self.store.salvage(record.digest, record.size, record.part_size, blob.checksums()):
             self.store.delete(record.digest)
 
@@ -308,6 +327,7 @@ class Catalog:
         blob.nvme.to(Residency.EVICTING)
         try:
             await self._leave_shm(self._evicting([blob]), damaged=True)
+            await self.io(self.links.withdraw, blob.record.digest)
             await self.io(self.store.delete, blob.record.digest)
         finally:
             self.nvme.free(blob.footprint)

@@ -51,10 +51,12 @@ from weightd.engine.remove import Remover
 from weightd.engine.retire import Retirer
 from weightd.engine.room import Room
 from weightd.engine.scrub import Scrubber
+from weightd.engine.tenant_rights import Rights
 from weightd.engine.usage import Usage
 from weightd.sources.protocols import Source
 from weightd.storage.protocols import BlobStore, SegmentStore
 from weightd.storage.state import State
+from weightd.storage.tenant_files import TenantFiles
 
 SAVE_S: Final = 60.0
 """Seconds between two records of how often models are used."""
@@ -68,8 +70,16 @@ class Engine:
     """
 
     def __init__(
-        self, options: EngineOptions, *, segments: SegmentStore, blobs: BlobStore, sources: Source, state: State
+        self,
+        options: EngineOptions,
+        *,
+        segments: SegmentStore,
+        blobs: BlobStore,
+        sources: Source,
+        state: State,
+        files: TenantFiles | None = None,
     ) -> None:
+        """`files`: of the tenants of `options`, where there are any."""
         self._options = options
         self._sources = sources
         self._life = Lifecycle("engine", DAEMON, DaemonState.STARTING)
@@ -80,8 +90,10 @@ class Engine:
             models=options.state_dir / "models",
             shm=Budget("shm", options.shm_budget),
             nvme=Budget("nvme", options.nvme_budget),
+            rights=Rights(options.tenants),
+            files=files,
         )
-        catalog, self._events = self._catalog, Events()
+        catalog, self._events = self._catalog, Events(options.tenants.who)
         self._published = Published(catalog, options.rules)
         self._usage = Usage(state, catalog.write)
         self._leases = Leases(self._released)
@@ -120,6 +132,7 @@ class Engine:
             await self._usage.start()
             await self._adopter.start()
             await self._published.start()
+            await catalog.links.settle(catalog.blobs.values())
             await catalog.kept.refresh()
         except BaseException:
             await catalog.close()
@@ -197,12 +210,15 @@ class Engine:
             async for event in events:
                 yield event
 
-    async def load(self, ref: str) -> AsyncGenerator[Progress | ModelState, None]:
+    async def load(self, ref: str, *, strict: bool = False) -> AsyncGenerator[Progress | ModelState, None]:
+        """`strict`: for a tenant, of whom what is held is not hidden, and who may not have the bytes by that alone:
+        those that do not stand for the ref are fetched from its source."""
         model = self._catalog.model(self._admit(ref))
-        if model.ready:
+        if self._ready(model, strict=strict):
             yield model.state()
             return
-        flight = self._fetcher.start(("load", model.ref.text), model.ref, None, Tier.SHM, held=model)
+        key = ("load", model.ref.text, strict)
+        flight = self._fetcher.start(key, model.ref, None, Tier.SHM, held=model, strict=strict)
         async with aclosing(self._states(flight)) as events:
             async for event in events:
                 yield event
@@ -219,7 +235,7 @@ class Engine:
         lease = self._leases.open(parsed, holder)
         try:
             held = self._held(parsed, revision)
-            if held is not None and held.ready:
+            if held is not None and self._ready(held, strict=lease.strict):
                 self._counts.hits += 1
                 self._grant(lease, held)
             else:
@@ -233,11 +249,12 @@ class Engine:
 
     async def _wait_for(self, lease: ModelLease, ref: Ref, revision: str) -> AsyncGenerator[Progress, None]:
         """Progress until the lease is granted. From the flight's beginning until then nothing drops what it brings."""
+        strict = lease.strict
         while True:
             self._serving()
             held = self._held(ref, revision)
-            key = ("acquire", ref.text, revision)
-            flight = self._fetcher.start(key, ref, None, Tier.SHM, held=held, exact=bool(revision))
+            key = ("acquire", ref.text, revision, strict)
+            flight = self._fetcher.start(key, ref, None, Tier.SHM, held=held, exact=bool(revision), strict=strict)
             self._lanes.urge(flight)
             # What is held, too: the flight begins to count on it only when its turn comes.
             with self._catalog.using([held] if held else []), self._catalog.holding(flight.blobs):
@@ -245,10 +262,17 @@ class Engine:
                     async for event in events:
                         if not isinstance(event, Model):
                             yield event
-                        elif (event.current or revision) and event.in_shm:
+                        elif (event.current or revision) and event.in_shm and self._entitled(event, strict=strict):
                             self._grant(lease, event)
                             return
             # It was replaced between its arrival and this moment.
+
+    def _ready(self, model: Model, *, strict: bool) -> bool:
+        return model.ready and self._entitled(model, strict=strict)
+
+    def _entitled(self, model: Model, *, strict: bool) -> bool:
+        """Whether it may be leased by who has a right to its ref alone, if `strict`; else to everything."""
+        return not strict or self._catalog.rights.entitled(model)
 
     def _held(self, ref: Ref, revision: str) -> Model | None:
         """The current snapshot, if there is one, or that of a revision. Raises ModelNotFound."""
@@ -259,7 +283,7 @@ class Engine:
         self._counts.acquires += 1
         self._catalog.touch(model)
         self._usage.touch(model.ref)
-        self._tell(EventKind.ACQUIRED, model)
+        self._tell(EventKind.ACQUIRED, model, holder=lease.holder)
 
     def leases(self, ref: str = "") -> list[LeaseState]:
         if not ref:
@@ -296,10 +320,15 @@ class Engine:
         self._serving()
         return self._catalog.snapshots.of(self._catalog.known(parse_ref(ref)))
 
-    async def verify(self, ref: str = "", *, quick: bool = False) -> AsyncGenerator[FileCheck | VerifyProgress, None]:
+    async def verify(
+        self, ref: str = "", *, quick: bool = False, tenant: str = ""
+    ) -> AsyncGenerator[FileCheck | VerifyProgress, None]:
+        """Of all models those that `tenant` may see, unless it is ""."""
         self._serving()
         snapshots = self._catalog.snapshots
         models = snapshots.of(self._catalog.known(parse_ref(ref))) if ref else self._sorted()
+        if tenant:
+            models = [m for m in models if tenant in m.tenants]
         async with aclosing(self._scrubber.verify(models, quick=quick)) as checks:
             async for check in checks:
                 yield check
@@ -321,15 +350,15 @@ class Engine:
         self._options.allow.check(model.ref)
         await self._fetcher.again(("restore", model.ref.text, tier), model, tier)
 
-    def _tell(self, kind: EventKind, model: Model, detail: str = "") -> None:
+    def _tell(self, kind: EventKind, model: Model, detail: str = "", holder: Holder | None = None) -> None:
         """The watchers."""
-        self._events.emit(kind, model.ref, model.manifest.revision, detail)
+        self._events.emit(kind, model.ref, model.manifest.revision, detail, holder)
 
-    def _released(self, model: Model) -> None:
+    def _released(self, model: Model, holder: Holder) -> None:
         """A lease on it ended."""
         self._catalog.touch(model)
         self._usage.end(model.ref)
-        self._tell(EventKind.RELEASED, model)
+        self._tell(EventKind.RELEASED, model, holder=holder)
         self._catalog.drains.look()
         if not model.current:
             self._retirer.kick()
@@ -351,7 +380,7 @@ class Engine:
         """As a worker would, without a claim: what is held is loaded, else it is fetched."""
         self._serving()
         held = self._catalog.models.get(ref.text)
-        await self._fetcher.end(self._fetcher.start(("acquire", ref.text, ""), ref, None, Tier.SHM, held=held))
+        await self._fetcher.end(self._fetcher.start(("acquire", ref.text, "", False), ref, None, Tier.SHM, held=held))
 
     def models(self) -> list[ModelState]:
         return [m.state() for m in self._sorted()]

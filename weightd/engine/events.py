@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 
 from weightd.core.errors import TooSlow
 from weightd.core.refs import Ref
-from weightd.engine.api import Event, EventKind
+from weightd.core.tenants import NOBODY as NO_TENANT
+from weightd.core.tenants import Scope
+from weightd.engine.api import Event, EventKind, Holder
 
 BACKLOG = 1000
 """Events that a watcher may be behind."""
@@ -17,12 +19,14 @@ BACKLOG = 1000
 class Events:
     """`emit` never waits: a watcher that is too slow is ended, the others are not."""
 
-    def __init__(self) -> None:
+    def __init__(self, who: Callable[[Ref], Scope] = lambda ref: NO_TENANT) -> None:
+        """`who` may see a ref."""
+        self._who = who
         self._watchers: set[asyncio.Queue[Event | None]] = set()
 
-    def emit(self, kind: EventKind, ref: Ref, revision: str, detail: str = "") -> None:
-        """Tell every watcher, now."""
-        event = Event(kind, ref.shown, revision, time.time(), detail)
+    def emit(self, kind: EventKind, ref: Ref, revision: str, detail: str = "", holder: Holder | None = None) -> None:
+        """Tell every watcher, now. `holder`: of the lease that it is about."""
+        event = Event(kind, ref.shown, revision, time.time(), detail, self._who(ref), holder)
         for queue in list(self._watchers):
             if queue.qsize() > BACKLOG:
                 self._watchers.discard(queue)

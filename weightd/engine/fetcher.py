@@ -71,12 +71,16 @@ class Fetcher:
         *,
         held: Model | None,
         exact: bool = False,
+        strict: bool = False,
     ) -> Flight[Model]:
         """The flight of this `key` under way, or a new one, which the caller follows before it awaits anything. Loads
-        what is `held`, else fetches; `exact`: that very snapshot, and not what may have taken its place."""
+        what is `held`, else fetches; `exact`: that very snapshot, and not what may have taken its place. `strict`: what
+        of it does not stand for its ref is fetched, too."""
         if exact and held is not None:
-            return self._flights.get(key, lambda flight: self._fly_once(flight, ref, sha256, tier, held, exact=True))
-        return self._flights.get(key, lambda flight: self._fly(flight, ref, sha256, tier, held))
+            return self._flights.get(
+                key, lambda flight: self._fly_once(flight, ref, sha256, tier, held, exact=True, strict=strict)
+            )
+        return self._flights.get(key, lambda flight: self._fly(flight, ref, sha256, tier, held, strict=strict))
 
     async def follow(self, flight: Flight[Model]) -> AsyncGenerator[Progress | Model, None]:
         """Progress while the flight goes on, then its model. Leaving early drops this caller's interest."""
@@ -106,10 +110,17 @@ class Fetcher:
                 pass
 
     async def _fly(
-        self, flight: Flight[Model], ref: Ref, sha256: Digest | None, tier: Tier, held: Model | None
+        self,
+        flight: Flight[Model],
+        ref: Ref,
+        sha256: Digest | None,
+        tier: Tier,
+        held: Model | None,
+        *,
+        strict: bool = False,
     ) -> Model:
         try:
-            return await self._fly_once(flight, ref, sha256, tier, held)
+            return await self._fly_once(flight, ref, sha256, tier, held, strict=strict)
         except SourceChanged:
             # The revision that was wanted cannot be had any more: once more, with what is there now.
             return await self._fly_once(flight, ref, sha256, tier, None)
@@ -123,15 +134,16 @@ class Fetcher:
         held: Model | None,
         *,
         exact: bool = False,
+        strict: bool = False,
     ) -> Model:
         began = time.monotonic()
-        flight.ref = ref.shown
+        flight.ref, flight.tenants = ref.shown, self._catalog.rights.who(ref)
         revision = held.manifest.revision if held else ""
         flight.report = lambda kind, detail: self._events.emit(kind, ref, revision, detail)
         try:
             with self._catalog.holding(flight.blobs):
                 if held is not None:
-                    model = await self._load(flight, tier, held, follow=held.current and not exact)
+                    model = await self._load(flight, tier, held, follow=held.current and not exact, strict=strict)
                 else:
                     manifest = await self.resolve(ref, sha256)
                     revision = manifest.revision
@@ -156,17 +168,17 @@ class Fetcher:
 
     async def _bring(self, flight: Flight[Model], ref: Ref, manifest: Manifest, tier: Tier) -> Model:
         while True:
-            digests = await self._bringer.bring(manifest, tier, flight)
+            digests = await self._bringer.bring(ref, manifest, tier, flight)
             model = await self._published.publish(ref, manifest, digests, time.time())
             if model is not None and model.resident(tier):
                 return model
 
-    async def _load(self, flight: Flight[Model], tier: Tier, held: Model, *, follow: bool) -> Model:
+    async def _load(self, flight: Flight[Model], tier: Tier, held: Model, *, follow: bool, strict: bool) -> Model:
         """What is held, without asking its origin; if `follow`, of a snapshot that was the current one and is no
         longer, what took its place."""
         while True:
             with self._catalog.using([held]):
-                digests = await self._bringer.bring(held.manifest, tier, flight, held.digests)
+                digests = await self._bringer.bring(held.ref, held.manifest, tier, flight, held.digests, strict=strict)
                 renewed = await self._published.renew(held, digests)
             if renewed and held.resident(tier) and (held.current or not follow):
                 return held
@@ -177,4 +189,12 @@ class Fetcher:
 
 
 def _transfer(flight: Flight[Model], progress: Progress) -> TransferState:
-    return TransferState(flight.ref, progress.phase, progress.done, progress.total, progress.rate, flight.urgent)
+    return TransferState(
+        flight.ref,
+        progress.phase,
+        progress.done,
+        progress.total,
+        progress.rate,
+        flight.urgent,
+        flight.tenants,
+    )

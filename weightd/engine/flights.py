@@ -7,6 +7,7 @@ from collections.abc import Callable, Coroutine, Hashable, Iterator
 from typing import Any, Generic, TypeVar
 
 from weightd.core.digest import Digest
+from weightd.core.tenants import NOBODY, Scope
 from weightd.engine.api import EventKind
 from weightd.engine.tracker import Tracker
 
@@ -25,6 +26,8 @@ class Flight(Generic[T]):
         self.tracker = Tracker()
         self.ref = ""
         """For people."""
+        self.tenants: Scope = NOBODY
+        """Who may see that."""
         self.urgent = False
         self.report: Callable[[EventKind, str], None] = lambda kind, detail: None
         self.blobs: set[Digest] = set()

@@ -10,6 +10,7 @@ from weightd.core.lifecycle import RESIDENCY, Lifecycle, Residency
 from weightd.core.manifest import FileSpec, Manifest
 from weightd.core.policy import Policy, Rule
 from weightd.core.refs import Ref
+from weightd.core.tenants import NOBODY, Scope
 from weightd.engine.api import FileState, ModelState, Tier
 from weightd.storage.pages import footprint
 from weightd.storage.protocols import Segment
@@ -75,6 +76,10 @@ class Model:
         """Its segments were adopted, and those who had leased it may come again."""
         self.rule = Rule()
         self.pinned = False
+        self.tenants: Scope = NOBODY
+        """Who may see its ref."""
+        self.entitled = False
+        """Whether all of its bytes are known to stand for its ref; see `engine.tenant_rights`."""
         self.segment_directory = ""
         self.last_used = used
         self._files: tuple[FileState, ...] | None = None
@@ -162,6 +167,7 @@ class Model:
             policy=self.rule.policy,
             pinned=self.pinned,
             segment_directory=self.segment_directory,
+            tenants=self.tenants,
         )
 
 

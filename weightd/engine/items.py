@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,9 +11,8 @@ from weightd.core.manifest import FileSpec
 from weightd.engine.buffers import Buffers, SegmentBuffers
 from weightd.engine.catalog import Catalog
 from weightd.engine.checks import Promise, promise_of
-from weightd.engine.flights import Flight
 from weightd.engine.heads import Again, Write, checked, has_head
-from weightd.engine.held import Blob, Model
+from weightd.engine.held import Blob
 from weightd.engine.jobs import FileJob
 from weightd.engine.tasks import Pending
 from weightd.sources.protocols import Source
@@ -25,22 +23,13 @@ LOADERS = 8
 """Threads that read one drive: 4 to 8 reach its limit (measured, DESIGN §4)."""
 
 
-@dataclass(slots=True)
-class Claim:
-    """Who is bringing a file; `blob` is settled when it is committed, or cancelled when it will not be."""
-
-    flight: Flight[Model]
-    blob: asyncio.Future[Blob]
-    item: Item
-
-
 @dataclass(slots=True, eq=False)
 class Item:
     """A file that is not yet where it is wanted.
 
     `held` is its blob when it is on NVMe already and only has to be loaded. `expected` is the digest it must have,
     whoever said so; only `file.digest` counts as verification. `keys` name its bytes: two items that have one in
-    common are one. `paths` are all files of the manifest that it serves.
+    common are one. `paths` are all files of the manifest that it serves. `ref`, by its text: whose source is asked.
     """
 
     keys: frozenset[str]
@@ -63,6 +52,13 @@ class Item:
     """Its ingest was made, or is being made: the disk knows of it."""
     discarded: bool = field(default=False)
     paths: list[str] = field(default_factory=list)
+    ref: str = ""
+    label: str = ""
+    """Says whose ingests it may go on with: of its ref alone, "" for all; see `tenant_rights.Rights.label`."""
+    entitled: bool = True
+    """Bytes of its digest, whoever brought them, may stand for its ref."""
+    anonymous: bool = False
+    """Nobody else is to know of what it is: tenants can list the names of segments."""
 
     @property
     def promise(self) -> Promise:
@@ -103,7 +99,15 @@ class Item:
         where the origin has no ranges, so that all would come again anyway."""
         if self.held is not None or not self.file.by_parts:
             return []
-        return [i for i in (self.expected or "", self.file.source_key) if i]
+        names = [i for i in (self.expected or "", self.file.source_key) if i]
+        return [n if not self.label or (self.entitled and n == self.expected) else f"{n}@{self.label}" for n in names]
+
+    @property
+    def deliverer(self) -> str:
+        """Text of its ref, if the source of that sent all of its bytes: not where it went on with what others may have
+        left, or with what of a damaged blob was sound."""
+        resumed = self.ingest.resumed if self.ingest is not None else ""
+        return self.ref if not resumed or (self.label and resumed.endswith(f"@{self.label}")) else ""
 
     def pending(self, part_size: int, open: Callable[[], FileJob]) -> Pending:
         """As a transfer knows it before its turn comes; `part_size` is that of new ingests."""
@@ -124,6 +128,8 @@ class Item:
             self.part_size = self.ingest.part_size or part_size
 
     def _label(self) -> str:
+        if self.anonymous:
+            return "blob"
         name = self.file.path.rsplit("/", 1)[-1]
         return "".join(c if c.isascii() and c.isalnum() else "-" for c in name)[:24]
 

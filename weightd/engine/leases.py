@@ -37,7 +37,12 @@ class ModelLease:
     def release(self) -> None:
         if self._leases.remove(self) and self._model is not None:
             self._model.leases -= 1
-            self._leases.released(self._model)
+            self._leases.released(self._model, self.holder)
+
+    @property
+    def strict(self) -> bool:
+        """Whether it was asked for by a tenant, who has no right to what is here but by its source."""
+        return bool(self.holder.tenant)
 
     @property
     def waiting(self) -> bool:
@@ -58,9 +63,9 @@ class ModelLease:
 
 
 class Leases:
-    """On the event loop. `released` is called of a model when a lease on it ended."""
+    """On the event loop. `released` is called of a model when a lease on it ended, and of whose."""
 
-    def __init__(self, released: Callable[[Model], None]) -> None:
+    def __init__(self, released: Callable[[Model, Holder], None]) -> None:
         self.released = released
         self._open: dict[ModelLease, None] = {}
 

@@ -245,13 +245,13 @@ class Mover:
                     record = known.record
                 # What came now is not what stays on disk.
                 record = msgspec.structs.replace(record, last_verified=known.record.last_verified)
-                return await self.catalog.record(record, item.file.source_key)
+                return await self.catalog.record(record, item.file.source_key, item.deliverer)
             await self.catalog.io(ingest.commit, digest)
             return await self._record_first(item, record)
 
     async def _record_first(self, item: Item, record: BlobRecord) -> Blob:
         try:
-            blob = await self.catalog.record(record, item.file.source_key)
+            blob = await self.catalog.record(record, item.file.source_key, item.deliverer)
         except BaseException:
             # A blob without a record cannot be proven, and no budget counts it.
             await self.catalog.io(self.catalog.store.delete, record.digest)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from weightd.core.allow import AllowList
 from weightd.core.policy import Rules
+from weightd.core.tenants import Tenants
 from weightd.engine.adopt import Adoption
 from weightd.engine.api import Tier
 from weightd.engine.evict import Watermarks
@@ -23,7 +24,8 @@ class EngineOptions:
     in shared memory. `marks`: above which share of its budget a tier is emptied, and to which.
 
     `keep_segments`: they stay when the engine stops, for the next one to adopt, as `adoption` says; for `grace` seconds
-    after the start nothing that was adopted is evicted, so that those who had leased it can come again.
+    after the start nothing that was adopted is evicted, so that those who had leased it can come again. `tenants`: who
+    else is served beside the daemon's own socket, and may see what.
     """
 
     state_dir: Path
@@ -39,3 +41,4 @@ class EngineOptions:
     keep_segments: bool = False
     adoption: Adoption = Adoption.LAZY
     grace: float = 60.0
+    tenants: Tenants = field(default_factory=Tenants)

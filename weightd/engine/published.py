@@ -62,6 +62,7 @@ class Published:
         model = Model(ref, manifest, blobs, catalog.links.directory(ref, manifest), used)
         model.rule, model.pinned = self._rules.of(ref), ref.text in self.pins
         model.segment_directory = catalog.segments.directory
+        model.tenants = catalog.rights.who(ref)
         return model
 
     async def pin(self, ref: Ref, since: float | None) -> None:
@@ -105,6 +106,9 @@ class Published:
             if model not in catalog.snapshots or len(blobs) < len(digests):
                 return False
             await self._show(model, blobs)
+            if catalog.links.tenants is not None and catalog.models.get(model.ref.text) is model:
+                # They may have come to see it only now.
+                await catalog.links.tenants.switch(model, model.manifest.revision)
             return True
 
     async def _show(self, model: Model, blobs: dict[str, Blob]) -> None:
@@ -152,6 +156,7 @@ class Published:
             put_back()
             raise
         catalog.seen = {k: d for k, d in catalog.seen.items() if d not in gone}
+        catalog.rights.forget(gone)
         async with AsyncExitStack() as stack:  # All of it, whatever fails of it.
             for blob in here:
                 stack.push_async_callback(catalog.delete, blob)
@@ -170,6 +175,7 @@ class Published:
             self._show_again([blob])
             raise
         catalog.seen = {k: d for k, d in catalog.seen.items() if d != digest}
+        catalog.rights.forget([digest])
         await catalog.delete(blob)
 
     def _hide(self, blobs: Iterable[Blob]) -> None:

@@ -192,6 +192,7 @@ class Scrubber:
             await catalog.io(catalog.store.delete, blob.record.digest)
         try:
             await self._in_thread(self._copies.rewrite, threading.Event(), blob)
+            await catalog.links.admit(blob)
         finally:
             catalog.nvme.cancel(size)
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
@@ -33,11 +34,15 @@ class Peer(NamedTuple):
     uid: int
 
 
-def confirm(leases: Sequence[LeaseState]) -> list[LeaseState]:
-    """The same leases, their holders confirmed where the kernel agrees. Reads /proc: not on the event loop."""
+def confirm(leases: Sequence[LeaseState], socket: Path | None = None) -> list[LeaseState]:
+    """The same leases, their holders confirmed where the kernel agrees. Reads /proc: not on the event loop.
+
+    With `socket`, of those that are connected to it: else one tenant could call itself by the names of processes, and
+    read which of them another one has.
+    """
     if not any(lease.holder.pid for lease in leases):
         return list(leases)
-    known = named(connected())
+    known = named(connected(socket))
     return [msgspec.structs.replace(lease, holder=_confirmed(lease.holder, known)) for lease in leases]
 
 
@@ -48,22 +53,23 @@ def _confirmed(holder: Holder, known: dict[Name, Peer]) -> Holder:
     return msgspec.structs.replace(holder, pid=peer.pid, uid=peer.uid, confirmed=True)
 
 
-def connected() -> set[Peer]:
-    """Whoever has a connection to a socket that this process listens on.
+def connected(socket: Path | None = None) -> set[Peer]:
+    """Whoever has a connection to a socket that this process listens on, or to this one.
 
     No descriptor is duplicated: a duplicate that outlived gRPC's close would keep the connection in its epoll set.
     """
-    found = (_peer(name) for name in os.listdir("/proc/self/fd"))
+    listener = None if socket is None else os.fsencode(socket)
+    found = (_peer(name, listener) for name in os.listdir("/proc/self/fd"))
     return {peer for peer in found if peer is not None}
 
 
-def _peer(descriptor: str) -> Peer | None:
+def _peer(descriptor: str, listener: bytes | None) -> Peer | None:
     """What the descriptor is may change at any moment: the inode says whether one socket was asked throughout."""
     try:
         before = os.readlink(f"/proc/self/fd/{descriptor}")
         if not before.startswith("socket:"):
             return None
-        credentials = accepted_from(int(descriptor))
+        credentials = accepted_from(int(descriptor), listener)
         if credentials is None or os.readlink(f"/proc/self/fd/{descriptor}") != before:
             return None
     except OSError:

@@ -55,18 +55,48 @@ class RpcServer:
         return f"<RpcServer {self.path}>"
 
 
+class RpcServers:
+    """All sockets of a daemon, as one."""
+
+    def __init__(self) -> None:
+        self._servers: list[RpcServer] = []
+
+    def add(self, server: RpcServer) -> None:
+        """It serves, and is drained and stopped with the others."""
+        self._servers.append(server)
+
+    async def drain(self) -> None:
+        """See `RpcServer`."""
+        for server in self._servers:
+            await server.drain()
+
+    async def stop(self, grace: float | None = None) -> None:
+        """All at the same time. See `RpcServer`."""
+        await self.drain()
+        await asyncio.gather(*(server.stop(grace) for server in self._servers))
+
+    def __repr__(self) -> str:
+        return f"<RpcServers {', '.join(str(s.path) for s in self._servers)}>"
+
+
 async def make_server(
-    engine: EngineApi, socket_path: str | Path, *, mode: int = 0o660, group: str | int | None = None
+    engine: EngineApi,
+    socket_path: str | Path,
+    *,
+    mode: int = 0o660,
+    group: str | int | None = None,
+    alone: bool = False,
 ) -> RpcServer:
-    """Bind, and serve `engine` from now on. The socket never has more rights than `mode`.
+    """Bind, and serve `engine` from now on. The socket never has more rights than `mode`. `alone`: who connects to
+    other sockets of this process is told to nobody here.
 
     A missing parent directory is made, 0755. A socket file that nobody listens on is replaced. Raises AlreadyRunning,
     PathInTheWay, SocketDenied, ConfigError (unknown group, path over 107 bytes).
     """
-    path = Path(socket_path)
+    path = Path(os.path.abspath(socket_path))  # noqa: ASYNC240 - as it is bound
     gid = _gid(group)
     await asyncio.to_thread(_claim, path)
-    service = Service(engine)
+    service = Service(engine, path if alone else None)
     checks = health.aio.HealthServicer()
     server = grpc.aio.server(options=OPTIONS)
     server.add_generic_rpc_handlers((service.handlers(),))
@@ -142,7 +172,7 @@ def _bind(server: grpc.aio.Server, path: Path, mode: int) -> None:
     """The umask, for the instant of bind(2), is what makes the socket begin with `mode`."""
     before = os.umask(0o777 & ~mode)
     try:
-        server.add_insecure_port("unix:" + quote(str(path.absolute())))
+        server.add_insecure_port("unix:" + quote(str(path)))
     except RuntimeError as e:
         raise SocketDenied(f"the socket cannot be made: {e}", file=str(path)) from None
     finally:

@@ -7,6 +7,7 @@ import contextlib
 import os
 import time
 from collections.abc import AsyncGenerator
+from pathlib import Path
 from typing import Any
 
 from weightd.core.digest import parse_digest
@@ -29,8 +30,9 @@ from weightd.wire.runtime import grpc
 class Service:
     """Answers calls from the engine; knows whether the daemon drains. On the event loop only."""
 
-    def __init__(self, engine: EngineApi) -> None:
-        self._engine = engine
+    def __init__(self, engine: EngineApi, socket: Path | None = None) -> None:
+        """`socket`: where those connect whose names are told here; None: anywhere."""
+        self._engine, self._socket = engine, socket
         self._ready = ReadyHandles()
         self._drained = asyncio.Event()
 
@@ -97,7 +99,7 @@ class Service:
 
     async def list_leases(self, request: pb.ListLeasesRequest, _: Context) -> pb.ListLeasesResponse:
         """Who holds is looked up here, where somebody asks, and never when a lease is taken."""
-        leases = await asyncio.to_thread(peers.confirm, self._engine.leases(request.ref))
+        leases = await asyncio.to_thread(peers.confirm, self._engine.leases(request.ref), self._socket)
         return pb.ListLeasesResponse(leases=[lease_to_pb(lease) for lease in leases])
 
     async def verify(self, request: pb.VerifyRequest, context: Context) -> None:

@@ -32,7 +32,7 @@ class BlobIngest:
 
     def __init__(self, store: DirectoryBlobStore, file: FileIngest) -> None:
         self._store, self._file = store, file
-        self.held = file.held
+        self.held, self.resumed = file.held, file.resumed
         self.part_size = file.part_size
         self.write, self.read, self.record, self.keep, self.abort = (
             file.write, file.read, file.record, file.keep, file.abort,

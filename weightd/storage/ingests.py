@@ -38,6 +38,7 @@ class FileIngest:
         self.temporary = place / DATA if header else place
         self.part_size = header.part_size if header else 0
         self.held: dict[int, bytes] = {}
+        self.resumed = ""
         self._ledger: Ledger | None = None
         self._life = Lifecycle("ingest", INGEST, IngestState.OPEN)
         self._recording = threading.Lock()
@@ -64,7 +65,7 @@ class FileIngest:
                 os.posix_fallocate(fd, 0, self.size)
         except (Unavailable, PathInTheWay):
             return False
-        self._ledger, self.held = ledger, held
+        self._ledger, self.held, self.resumed = ledger, held, ledger.header.identity
         return True
 
     @property

@@ -209,6 +209,7 @@ class MemoryIngest:
         self._store, self.size, self.identity = store, size, identity
         self.part_size = part_size if identity else 0
         self.held: dict[int, bytes] = {}
+        self.resumed = ""
         self._recorded: dict[int, bytes] = {}
         self._life = Lifecycle("ingest", INGEST, IngestState.OPEN)
         self._data = bytearray(size)
@@ -242,6 +243,7 @@ class MemoryIngest:
         """The same bytes, resumed."""
         later = MemoryIngest(self._store, self.size, self.identity, self.part_size)
         later._data, later.held = self._data, self.held | self._recorded
+        later.resumed = self.identity
         return later
 
     def commit(self, digest: Digest) -> None:

@@ -183,6 +183,11 @@ class Ingest(Protocol):
         ...
 
     @property
+    def resumed(self) -> str:
+        """Of its identities the one under which it was kept before; "" for a new one."""
+        ...
+
+    @property
     def part_size(self) -> int:
         """Bytes of the parts that `held` and `record` count; 0 for an ingest that nobody resumes."""
         ...

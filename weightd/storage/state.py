@@ -42,6 +42,13 @@ CREATE TABLE segments (
 CREATE TABLE pins (ref TEXT PRIMARY KEY, since REAL NOT NULL) WITHOUT ROWID;
 CREATE TABLE uses (ref TEXT PRIMARY KEY, weight REAL NOT NULL, at REAL NOT NULL) WITHOUT ROWID
 """,
+    # Before there were tenants, each snapshot that was held counts as delivered by the source of its ref.
+    """
+CREATE TABLE delivered (digest TEXT NOT NULL, ref TEXT NOT NULL, PRIMARY KEY (digest, ref)) WITHOUT ROWID;
+INSERT OR IGNORE INTO delivered
+  SELECT file.value, models.ref FROM models, json_each(CAST(models.model AS TEXT), '$.digests') AS file
+  WHERE json_valid(CAST(models.model AS TEXT))
+""",
 )
 """Each makes the next schema out of the one before. What was released is not changed any more: add a step."""
 SCHEMA_VERSION = len(_STEPS)
@@ -153,9 +160,11 @@ class State:
         """Record a blob and, where its source names a version, that this version has these bytes."""
         self.put_blobs([(blob, source_key)])
 
-    def put_blobs(self, blobs: Iterable[tuple[BlobRecord, str]]) -> None:
-        """Several blobs, each with its source key or "", all of them or none: for the price of one on the disk."""
+    def put_blobs(self, blobs: Iterable[tuple[BlobRecord, str]], delivered: Iterable[tuple[Digest, str]] = ()) -> None:
+        """Several blobs, each with its source key or "", all of them or none: for the price of one on the disk.
+        `delivered`: which digests came from the sources of which refs."""
         with self._transaction() as db:
+            db.executemany("INSERT OR IGNORE INTO delivered VALUES (?, ?)", list(delivered))
             for blob, source_key in blobs:
                 db.execute(
                     "INSERT OR REPLACE INTO blobs (digest, size, verification, part_size, checksums, last_verified)"
@@ -176,6 +185,13 @@ class State:
     def drop_blob(self, digest: Digest) -> None:
         with self._transaction() as db:
             db.execute("DELETE FROM blobs WHERE digest = ?", (digest,))
+
+    def delivered(self) -> list[tuple[Digest, str]]:
+        """For the text of which refs the bytes of which digests came from their sources, of blobs that are recorded;
+        what is known of others is forgotten."""
+        with self._transaction() as db:
+            db.execute("DELETE FROM delivered WHERE digest NOT IN (SELECT digest FROM blobs)")
+            return [(Digest(d), ref) for d, ref in db.execute("SELECT digest, ref FROM delivered")]
 
     def seen(self) -> dict[str, Digest]:
         with self._errors():
@@ -208,6 +224,7 @@ class State:
             for digest in digests:
                 db.execute("DELETE FROM blobs WHERE digest = ?", (digest,))
                 db.execute("DELETE FROM seen WHERE digest = ?", (digest,))
+                db.execute("DELETE FROM delivered WHERE digest = ?", (digest,))
 
     def segments(self) -> list[SegmentRecord]:
         """What of this or an earlier boot may still be there; whether it is, the segment store tells."""
