@@ -201,7 +201,7 @@ class Driver:
         claimed = {(m.ref, m.revision) for m in self.seen.models if m.leases or (m.current and m.pinned)}
         mapped = {"/" + m.path.name for m in self.maps() if m.named}
         room = self.seen.status.shm.total - self.foreign() if self.mount != ROOT else 1 << 60
-        return Tiers(self.seen, claimed | self.awaited, mapped, self.unnamed(), room)
+        return Tiers(self.seen, claimed | self.awaited, mapped, self.unnamed(), room, self.ever_hurt)
 
     @property
     def quiet(self) -> bool:

@@ -35,6 +35,8 @@ class Tiers:
     mapped: Collection[str]
     draining: int
     shm_room: int
+    forgotten: Collection[Digest] = ()
+    """Blobs that were dropped once: which version of a source they are is known only since they came again."""
 
     def current(self, ref: str) -> ModelState | None:
         return next((m for m in self.seen.models if m.ref == ref and m.current), None)
@@ -53,7 +55,7 @@ class Tiers:
     def _identified(self, ref: str, versions: Versions) -> set[Digest]:
         """What is known to be here before a byte of it has come: by its digest, or as a version that came before."""
         held = self.current(ref)
-        before = digests(held) if held else set[Digest]()
+        before = digests(held) - set(self.forgotten) if held else set[Digest]()
         found = {path: digest_at(versions, ref, path) for path in MODELS[ref]}
         return {d for p, d in found.items() if d in self.seen.blobs and (MODELS[ref][p].named or d in before)}
 
