@@ -11,6 +11,7 @@ import pytest
 
 from tests.engine.rig import MIB, Origin, Rig, Served, pattern, running
 from weightd.core.errors import ModelBusy, ModelLeased
+from weightd.core.lifecycle import Residency
 from weightd.engine.api import Tier
 from weightd.engine.leases import ModelLease
 from weightd.storage.segments import ROOT
@@ -106,3 +107,20 @@ async def test_acquired_while_it_makes_room(tmp_path: Path) -> None:
             for one in got:
                 held(rig, one)
                 one.release()
+
+
+@pytest.mark.parametrize("tier", [Tier.SHM, Tier.NVME])
+async def test_who_is_leased_before_he_has_gone_is_replaced_by_another(tmp_path: Path, tier: Tier) -> None:
+    room = {"shm": 2 * SIZE} if tier is Tier.SHM else {"nvme": 2 * SIZE}
+    async with running(tmp_path, origin(FIRST, SECOND, THIRD), **room) as rig:
+        for ref in (FIRST, SECOND):
+            (await rig.acquire(ref)).release()
+        publishing = rig.engine._catalog.publishing
+        async with publishing:
+            third = asyncio.create_task(rig.fetch(THIRD, tier=tier))
+            while not publishing._waiters:  # noqa: ASYNC110 - nobody tells
+                await asyncio.sleep(0)
+            lease = await rig.acquire(FIRST)
+        await third
+        assert {m.ref for m in rig.engine.models() if m.residency(tier) is Residency.RESIDENT} == {FIRST, THIRD}
+        lease.release()

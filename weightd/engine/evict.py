@@ -67,10 +67,13 @@ class Evictor:
         cannot be reached: then hardly anything went. Who misses nothing waits for nobody."""
         if await missing() <= 0:
             return True
+        tried: set[Plan[Model, Blob]] = set()
         async with self._turns[tier]:
             while (need := await missing()) > 0:
                 plan = await self._plan(tier, need)
-                if plan is not None and await self._carry_out(tier, plan, why):
+                # Where nothing went, who was to go has come to be used meanwhile, and others may go.
+                if plan is not None and (await self._carry_out(tier, plan, why) or plan not in tried):
+                    tried.add(plan)
                     continue
                 if tier is Tier.NVME or not await self._catalog.drains.change(PATIENCE_S):
                     return False
