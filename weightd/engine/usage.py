@@ -69,8 +69,13 @@ class Usage:
         return LATENCY_S[tier] + manifest.size / rate
 
     async def save(self) -> None:
-        """What was not yet recorded."""
+        """What was not yet recorded. Raises DiskFull; then it is still to be recorded."""
         unsaved, self._unsaved = self._unsaved, set()
-        if unsaved:
-            uses = {ref: self._uses[ref] for ref in unsaved}
+        if not unsaved:
+            return
+        uses = {ref: self._uses[ref] for ref in unsaved}
+        try:
             await self._write(self._state.put_uses, {ref: (use.weight, use.at) for ref, use in uses.items()})
+        except BaseException:
+            self._unsaved |= unsaved
+            raise
