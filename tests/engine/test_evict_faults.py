@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.rig import MIB, Origin, Rig, Served, pattern, running, sha256
+from tests.engine.rig import MIB, SECONDS, Origin, Rig, Served, pattern, running, sha256
 from tests.support.immutable import immutable
 from weightd.core.errors import AccessDenied
+from weightd.core.policy import Rule, Rules
 from weightd.engine.api import ModelState, Tier
 
 SIZE = MIB
@@ -94,3 +95,31 @@ async def test_a_damaged_segment_that_cannot_be_unlinked_is_not_served_and_count
             while (await rig.engine.status()).shm.draining:  # noqa: ASYNC110 - nobody tells
                 await asyncio.sleep(0.01)
         await rig.check_idle(blobs=2, segments=2)
+
+
+async def test_what_the_system_refuses_does_not_end_what_looks_for_idle_models(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is told, tried again, and stops nothing else that is done in the background."""
+    monkeypatch.setattr("weightd.engine.evict.SWEEP_S", 0.01)
+    rules = Rules(other=Rule(keep_idle=0.0))
+    models, aside = tmp_path / "models", tmp_path / "aside"
+    async with running(tmp_path, origin(), residency={"rules": rules}) as rig, asyncio.timeout(SECONDS):
+        await rig.fetch(FIRST, Tier.SHM)
+        models.rename(aside)
+        models.symlink_to(models)  # ELOOP, for which there is no error of ours
+        tending = asyncio.create_task(rig.engine.tend())
+        try:
+            while "nothing could be evicted" not in caplog.text:  # noqa: ASYNC110 - nobody tells
+                assert not tending.done(), tending.exception()
+                await asyncio.sleep(0.01)
+            await rig.check_idle(blobs=2, segments=2)
+            models.unlink()
+            aside.rename(models)
+            while rig.segments():  # noqa: ASYNC110 - nobody tells
+                assert not tending.done(), tending.exception()
+                await asyncio.sleep(0.01)
+        finally:
+            tending.cancel()
+            await asyncio.wait([tending])
+        await rig.check_idle(blobs=2, segments=0)

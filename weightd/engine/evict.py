@@ -156,7 +156,7 @@ class Evictor:
                 await self._drop_idle(time.time())
                 for tier, budget in (Tier.SHM, self._catalog.shm), (Tier.NVME, self._catalog.nvme):
                     await self._drop_to_mark(tier, budget)
-            except WeightdError as e:
+            except (WeightdError, OSError) as e:
                 log.warning("nothing could be evicted: %s", e)
 
     async def _drop_idle(self, now: float) -> None:

@@ -49,7 +49,7 @@ class HotKeeper:
         try:
             await self._bring(ref)
             self._failures.pop(ref.text, None)
-        except WeightdError as e:
+        except (WeightdError, OSError) as e:
             failures = self._failures[ref.text] = self._failures.get(ref.text, 0) + 1
             wait = random.uniform(0.5, 1.0) * min(RETRY_S[1], RETRY_S[0] * 2 ** (failures - 1))
             self._due[ref.text] = time.monotonic() + wait

@@ -49,7 +49,7 @@ class Retirer:
                 for model in list(self._due()):
                     await self._retire(model)
                 await self._leave_memory()
-            except WeightdError as e:
+            except (WeightdError, OSError) as e:
                 # Tried again when something else ends, and after the next start.
                 log.warning("an old snapshot could not be dropped: %s", e)
 
