@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import resource
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -182,6 +183,20 @@ class TestDirectorySegmentStore(TmpfsSuite):
         assert store.directory == str(self.root)
         assert Path(store.directory + segment.name) == segment.path
         assert segment.path.read_bytes() == b"abc"
+
+    def test_a_process_without_descriptors_says_nothing_of_a_segment(self, store: TmpfsStore) -> None:
+        segment = store.create("a", 5)
+        self.fill(segment, b"hello")
+        segment.seal()
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+        try:
+            with pytest.raises(Unavailable, match="cannot be opened now"), segment.opened():
+                pass
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        with segment.opened() as view:
+            assert bytes(view) == b"hello"
 
     def test_pieces_that_were_let_go_leave_this_process_and_stay_in_the_file(self, store: TmpfsStore) -> None:
         content = os.urandom((1 << 20) + 5)

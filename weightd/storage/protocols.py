@@ -108,7 +108,7 @@ class Segment(Protocol):
 
     def opened(self) -> AbstractContextManager[memoryview]:
         """The bytes of a SEALED segment, read-only, by a map of their own. Raises NotFound when somebody else removed
-        it, Corruption when its size is another."""
+        it, Corruption when its size is another, Unavailable when this process has no more descriptors or maps."""
         ...
 
     def mapped(self) -> bool | None:

@@ -24,6 +24,8 @@ from weightd.storage.shared import SharedMap
 SEALED_MODE: Final = 0o440
 BLOCK: Final = 512
 """Bytes of what `st_blocks` counts (stat(2))."""
+SHORT: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""What a process or a host has no more of; it says nothing of a segment."""
 NO_OBJECT: Final = SegmentIdentity(0, 0)
 
 
@@ -139,15 +141,25 @@ class TmpfsSegment:
         try:
             fd = self._reopen()
         except OSError as e:
-            raise NotFound(f"{self.path} is not there: {e.strerror}", remedy="Find what removes it.") from None
+            raise self._not_opened(e) from None
         try:
             if (size := os.fstat(fd).st_size) != self.size:
                 raise Corruption(f"{self.path} has {size} bytes, not {self.size}")
             found = mmap.mmap(fd, self.size, prot=mmap.PROT_READ)
+        except OSError as e:
+            raise self._not_opened(e) from None
         finally:
             os.close(fd)
         with found, memoryview(found) as view:
             yield view
+
+    def _not_opened(self, error: OSError) -> NotFound | Unavailable:
+        if error.errno in SHORT:
+            return Unavailable(
+                f"{self.path} cannot be opened now: {error.strerror}",
+                remedy="Raise the limits of the process (LimitNOFILE=, vm.max_map_count), and try again.",
+            )
+        return NotFound(f"{self.path} is not there: {error.strerror}", remedy="Find what removes it.")
 
     def mapped(self) -> bool | None:
         if not self.size:
