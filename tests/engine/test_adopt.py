@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.engine.rig import MIB, Origin, Rig, Served, pattern, running
+from tests.support.immutable import immutable
 from weightd.core.errors import BudgetExceeded, ModelBusy, ModelNotFound
 from weightd.engine.adopt import Adoption
 from weightd.engine.api import EventKind, Tier
@@ -87,12 +88,12 @@ async def test_off_drops_all_and_loads(tmp_path: Path) -> None:
         lease.release()
 
 
-def flip(path: Path) -> None:
+def flip(path: Path, offset: int = SIZE // 2) -> None:
     path.chmod(0o640)
     with path.open("r+b") as file:
-        file.seek(SIZE // 2)
+        file.seek(offset)
         byte = file.read(1)
-        file.seek(SIZE // 2)
+        file.seek(offset)
         file.write(bytes([byte[0] ^ 1]))
     path.chmod(0o440)
 
@@ -171,6 +172,30 @@ async def test_damage_is_found_in_the_background(tmp_path: Path) -> None:
         lease = await rig.acquire(FIRST)
         assert rig.content(lease.model) == {"model.bin": pattern(SIZE, FIRST)}
         lease.release()
+
+
+async def test_damage_that_cannot_be_unlinked_from_does_not_end_the_background(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not served, and the others are compared as well."""
+    monkeypatch.setattr("weightd.engine.adopt.RETRY_S", 0.01)
+    segments = await prepare(tmp_path)
+    for at in (f"{FIRST}model.bin", f"{SECOND}3.bin"):
+        flip(segments[at], 1000)
+    async with again(tmp_path, adoption=Adoption.LAZY) as rig:  # type: ignore[attr-defined]
+        with immutable(Path(rig.engine.model(FIRST).directory)):
+            tending = asyncio.create_task(rig.engine.tend())
+            async with asyncio.timeout(10):
+                while rig.engine._adopter._unread:  # noqa: ASYNC110 - nobody tells
+                    assert not tending.done(), tending.exception()
+                    await asyncio.sleep(0.01)
+            tending.cancel()
+            await asyncio.wait([tending])
+            assert resident(rig) == set()
+        for ref in (FIRST, SECOND):
+            lease = await rig.acquire(ref)
+            assert rig.content(lease.model) == {p: f.data for p, f in origin().models[ref].items()}
+            lease.release()
 
 
 async def test_nothing_adopted_is_evicted_until_its_workers_had_time(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Final
 import xxhash
 
 from weightd.core.digest import Digest
-from weightd.core.errors import Corruption, NotFound
+from weightd.core.errors import Corruption, NotFound, WeightdError
 from weightd.core.lifecycle import Residency
 from weightd.core.parts import plan_parts
 from weightd.engine.catalog import Catalog
@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 READERS: Final = 4
 """Threads that compare checksums at the start, while nobody is served."""
+RETRY_S: Final = 5.0
+"""After what kept a segment from being compared in the background."""
 
 
 class Adoption(enum.Enum):
@@ -43,7 +45,7 @@ class Adoption(enum.Enum):
 
 
 class Adopter:
-    """On the event loop. `damaged` is called of a blob whose segment is not what it should be, and is detached."""
+    """On the event loop. `damaged` is called of a blob whose segment is not what it should be, and goes."""
 
     def __init__(self, catalog: Catalog, how: Adoption, damaged: Callable[[Blob], None]) -> None:
         self._catalog, self._how, self._damaged = catalog, how, damaged
@@ -117,7 +119,14 @@ class Adopter:
     async def read_on(self) -> None:
         """Those that are served and were not yet compared, one after the other, beside everything else."""
         while self._unread:
-            await self._compare(self._unread.pop(0))
+            blob = self._unread[0]
+            try:
+                await self._compare(blob)
+            except (WeightdError, OSError) as e:
+                log.warning("segment of blob %s cannot be compared or dropped now: %s", blob.record.digest, e)
+                await asyncio.sleep(RETRY_S)
+            else:
+                self._unread.pop(0)
 
     async def _compare(self, blob: Blob) -> None:
         stopping = threading.Event()
@@ -125,8 +134,8 @@ class Adopter:
         if not sound and blob.in_shm:
             log.warning("segment of blob %s is not what was sealed, and is dropped", blob.record.digest)
             self.adopted.remove(blob)
-            await self._catalog.detach(blob)
             self._damaged(blob)
+            await self._catalog.detach(blob)
 
     def models(self) -> list[Model]:
         """Snapshots that have any of them."""
