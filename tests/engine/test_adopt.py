@@ -186,7 +186,7 @@ async def test_damage_that_cannot_be_unlinked_from_does_not_end_the_background(
         with immutable(Path(rig.engine.model(FIRST).directory)):
             tending = asyncio.create_task(rig.engine.tend())
             async with asyncio.timeout(10):
-                while rig.engine._adopter._unread:  # noqa: ASYNC110 - nobody tells
+                while rig.engine._adopter._unread:
                     assert not tending.done(), tending.exception()
                     await asyncio.sleep(0.01)
             tending.cancel()
