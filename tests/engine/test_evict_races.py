@@ -124,3 +124,11 @@ async def test_who_is_leased_before_he_has_gone_is_replaced_by_another(tmp_path:
         await third
         assert {m.ref for m in rig.engine.models() if m.residency(tier) is Residency.RESIDENT} == {FIRST, THIRD}
         lease.release()
+
+
+async def test_two_who_remove_it_at_the_same_time_both_find_it_gone(tmp_path: Path) -> None:
+    async with running(tmp_path, origin(FIRST)) as rig:
+        (await rig.acquire(FIRST)).release()
+        done = await asyncio.gather(rig.engine.remove(FIRST), rig.engine.remove(FIRST))
+        assert sorted(d.nvme for d in done) == [0, SIZE]
+        await rig.check_idle(blobs=0, segments=0)

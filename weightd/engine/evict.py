@@ -198,6 +198,8 @@ class Evictor:
         total = Evicted()
         for model in reversed(models):
             left = await self._remover.remove(model, partial(self._may_leave, model))
+            if left is None and model not in self._catalog.snapshots:
+                continue  # Somebody else has removed it meanwhile.
             if left is None:
                 raise ModelBusy("a fetch or load under way needs it", ref=model.ref.shown, remedy="Try again after it.")
             total = Evicted(total.shm + left.shm, 0, total.nvme + left.nvme)
