@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from tests.engine.rig import MIB, Origin, Rig, Served, pattern, running
 from weightd.core.errors import ModelBusy, ModelLeased
 from weightd.core.lifecycle import Residency
+from weightd.core.policy import Rule, Rules
 from weightd.engine.api import Tier
 from weightd.engine.leases import ModelLease
 from weightd.storage.segments import ROOT
@@ -132,3 +134,19 @@ async def test_two_who_remove_it_at_the_same_time_both_find_it_gone(tmp_path: Pa
         done = await asyncio.gather(rig.engine.remove(FIRST), rig.engine.remove(FIRST))
         assert sorted(d.nvme for d in done) == [0, SIZE]
         await rig.check_idle(blobs=0, segments=0)
+
+
+async def test_what_has_gone_already_is_not_told_and_counted_twice(tmp_path: Path) -> None:
+    rules = Rules(other=Rule(keep_idle=0.0))
+    async with running(tmp_path, origin(FIRST), residency={"rules": rules}) as rig:
+        (await rig.acquire(FIRST)).release()
+        publishing = rig.engine._catalog.publishing
+        async with publishing:
+            goes = [rig.engine.evict(FIRST), rig.engine._evictor._drop_idle(time.time() + 1)]
+            tasks = []
+            for waiting, one in enumerate(goes, 1):
+                tasks.append(asyncio.ensure_future(one))
+                while len(publishing._waiters or ()) < waiting:  # noqa: ASYNC110 - nobody tells
+                    await asyncio.sleep(0)
+        await asyncio.gather(*tasks)
+        assert (await rig.engine.status()).counters.evictions == 1

@@ -129,7 +129,7 @@ class Evictor:
         """Bytes that left shared memory."""
         async with self._catalog.publishing:
             victims = [m for m in victims if not self._protected(m, Tier.SHM)]
-            free = {b for b in blobs - self._needed(victims) if not self._wanted(b)}
+            free = {b for b in blobs - self._needed(victims) if b.in_shm and not self._wanted(b)}
             left = await self._catalog.leave_shm(free)
         self._evicted(victims, free, why)
         return left.size
