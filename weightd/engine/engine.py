@@ -164,6 +164,7 @@ class Engine:
             await asyncio.sleep(SAVE_S)
             with suppress(WeightdError):  # Only what is weighed after a restart; `stop` tries once more.
                 await self._usage.save()
+                await self._usage.forget({m.ref.text for m in self._catalog.snapshots})
 
     async def stop(self, *, keep: bool | None = None) -> None:
         """No new work; work under way is cancelled and cleaned up; segments are unlinked, or kept, as `keep` says, or

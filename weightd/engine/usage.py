@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import Any, Final
 
 from weightd.core.eviction import Use
@@ -18,6 +18,8 @@ RATE: Final = {Tier.SHM: 2e9, Tier.NVME: 200e6}
 """Bytes per second that are assumed until one was measured: of a usual NVMe drive; of an object store elsewhere."""
 SMOOTHING: Final = 0.3
 """Share of the newest measurement."""
+FORGOTTEN_S: Final = 90 * 86400.0
+"""After which a ref that is not held is as one that was never used: so that not every ref that ever was is known."""
 
 
 class Usage:
@@ -79,3 +81,15 @@ class Usage:
         except BaseException:
             self._unsaved |= unsaved
             raise
+
+    async def forget(self, held: Collection[str]) -> None:
+        """What nobody has used for FORGOTTEN_S, but for the refs, by their text, that are `held`. Raises DiskFull; then
+        the next process forgets it."""
+        before = time.time() - FORGOTTEN_S
+        old = [ref for ref, use in self._uses.items() if use.at < before and ref not in held]
+        for ref in old:
+            del self._uses[ref]
+            self._rates.pop(ref, None)
+        self._unsaved.difference_update(old)
+        if old:
+            await self._write(self._state.drop_uses, old)
