@@ -12,6 +12,7 @@ import pytest
 from tests.engine.rig import MIB, Origin, Rig, Served, pattern, running, sha256
 from weightd.core.policy import Policy, Rule, Rules
 from weightd.engine.api import Event, EventKind, Tier
+from weightd.engine.usage import Usage
 
 SIZE = MIB
 BASE = pattern(SIZE, "base")
@@ -91,3 +92,25 @@ async def test_what_a_load_shares_with_an_idle_model_stays_and_the_rest_of_that_
         assert [f.segment for f in rig.engine.model("second").files if f.path == "model.bin"] == [""]
         lease.release()
         await rig.check_idle(blobs=3, segments=2)
+
+
+async def test_what_it_costs_to_bring_a_model_is_measured_by_what_came(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a model whose base is there already would look as if a drive could bring all of it in no time."""
+    came: list[tuple[str, Tier, int]] = []
+    monkeypatch.setattr(Usage, "brought", lambda _, ref, tier, size, __: came.append((ref.text, tier, size)))
+    async with running(tmp_path, origin()) as rig:
+        await rig.fetch("first", tier=Tier.NVME)
+        lease = await rig.acquire("first")
+        other = await rig.acquire("second")
+        other.release()
+        await rig.engine.evict("second")
+        (await rig.acquire("second")).release()
+        lease.release()
+    assert came == [
+        ("first", Tier.NVME, 2 * SIZE),
+        ("first", Tier.SHM, 2 * SIZE),
+        ("second", Tier.NVME, 2 * SIZE),  # Its origin gives no digest: that the base is here turns out afterwards.
+        ("second", Tier.SHM, SIZE),
+    ]

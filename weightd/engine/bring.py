@@ -163,6 +163,7 @@ class Bringer:
             flight.blobs.add(blob.record.digest)
             brought.update(dict.fromkeys(item.paths, blob.record.digest))
             mine[item].blob.set_result(blob)
+            _count(flight, item)
 
         try:
             if mine:
@@ -177,6 +178,7 @@ class Bringer:
         for item, claim in theirs:
             if not claim.blob.cancelled():
                 brought.update(dict.fromkeys(item.paths, claim.blob.result().record.digest))
+                _count(flight, claim.item)
         return brought
 
     def _claim(self, item: Item, who: Scope, flight: Flight[Model]) -> Claim:
@@ -185,6 +187,10 @@ class Bringer:
         claim = Claim(flight, asyncio.get_running_loop().create_future(), item, scope)
         self._claims.add(claim)
         return claim
+
+
+def _count(flight: Flight[Model], item: Item) -> None:
+    flight.moved[Tier.SHM if item.held else Tier.NVME] += item.file.size
 
 
 def _keys(file: FileSpec, expected: Digest | None, blob: Blob | None) -> frozenset[str]:

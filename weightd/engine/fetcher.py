@@ -155,14 +155,16 @@ class Fetcher:
         except asyncio.CancelledError:
             self._events.emit(EventKind.FETCH_FAILED, ref, revision, "cancelled: nobody waits for it")
             raise
-        self._came(model, held, tier, time.monotonic() - began)
+        self._came(flight, model, held, time.monotonic() - began)
         return model
 
-    def _came(self, model: Model, held: Model | None, tier: Tier, seconds: float) -> None:
+    def _came(self, flight: Flight[Model], model: Model, held: Model | None, seconds: float) -> None:
         self._catalog.touch(model)
         if held is None:
             self._usage.expect(model.ref)
-        self._usage.brought(model.ref, Tier.SHM if held else Tier.NVME, model.manifest.size, seconds)
+        # Of one that fetched some and loaded the rest, the fetch is what took the time.
+        tier = Tier.NVME if flight.moved[Tier.NVME] else Tier.SHM
+        self._usage.brought(model.ref, tier, flight.moved[tier], seconds)
         kind = EventKind.LOADED if held else EventKind.FETCH_FINISHED
         self._events.emit(kind, model.ref, model.manifest.revision)
 

@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 
 from weightd.core.digest import Digest
 from weightd.core.tenants import NOBODY, Scope
-from weightd.engine.api import EventKind
+from weightd.engine.api import EventKind, Tier
 from weightd.engine.tracker import Tracker
 
 T = TypeVar("T")
@@ -32,6 +32,9 @@ class Flight(Generic[T]):
         self.report: Callable[[EventKind, str], None] = lambda kind, detail: None
         self.blobs: set[Digest] = set()
         """That it counts on: nothing drops them by policy meanwhile."""
+        self.moved = dict.fromkeys(Tier, 0)
+        """Bytes that came into each tier from the one below while it went on, by it or by another that it waited for;
+        of what is fetched into both, NVMe is the one that counts."""
         self._interest = 0
 
     def join(self) -> None:
