@@ -114,3 +114,19 @@ async def test_what_it_costs_to_bring_a_model_is_measured_by_what_came(
         ("second", Tier.NVME, 2 * SIZE),  # Its origin gives no digest: that the base is here turns out afterwards.
         ("second", Tier.SHM, SIZE),
     ]
+
+
+async def test_segments_of_an_old_snapshot_go_all_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing can be published meanwhile, and each time readers on their way are waited for."""
+    waits: list[None] = []
+    monkeypatch.setattr("weightd.engine.catalog.paths_followed", lambda: waits.append(None))
+    first, second = ({f"{i}.bin": Served(pattern(4096, (n, i))) for i in range(8)} for n in range(2))
+    served = Origin({"model": first})
+    async with running(tmp_path, served) as rig:
+        await rig.fetch("model", tier=Tier.SHM)
+        served.models["model"] = second
+        await rig.fetch("model", tier=Tier.SHM)
+        await rig.engine._retirer.idle()
+        assert len(rig.segments()) == 8
+        assert len(rig.engine.models()) == 2
+        assert len(waits) == 1

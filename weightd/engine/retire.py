@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from weightd.core.errors import WeightdError
 from weightd.core.retention import due
 from weightd.engine.catalog import Catalog
-from weightd.engine.held import Blob, Model
+from weightd.engine.held import Model
 from weightd.engine.remove import Remover
 
 log = logging.getLogger(__name__)
@@ -74,14 +74,10 @@ class Retirer:
             snapshots = list(catalog.snapshots)
             idle = [m for m in snapshots if not m.current and not m.claimed]
             used = {b for m in snapshots if m.current or m.claimed for b in m.blobs.values()}
-            for blob in {b for m in idle for b in m.blobs.values() if b.in_shm} - used:
-                if not self._stopped and not catalog.wanted(blob.record.digest) and not _claimed(blob, idle):
-                    await catalog.leave_shm([blob])
+            unused = {b for m in idle for b in m.blobs.values() if b.in_shm} - used
+            if not self._stopped:
+                # All at once: each call relinks, and waits for readers (`kernel.paths_followed`).
+                await catalog.leave_shm(b for b in unused if not catalog.wanted(b.record.digest))
             for model in idle:
                 if not self._stopped:
                     await catalog.relink(model)
-
-
-def _claimed(blob: Blob, models: list[Model]) -> bool:
-    """Since they were found idle."""
-    return any(m.claimed or m.current for m in models if m.has(blob))
