@@ -39,6 +39,7 @@ from weightd.engine.events import Events
 from weightd.engine.evict import Evictor, kept_by_configuration
 from weightd.engine.fetcher import Fetcher
 from weightd.engine.flights import Flight
+from weightd.engine.grants import Granter
 from weightd.engine.held import Blob, Model
 from weightd.engine.hot import HotKeeper
 from weightd.engine.lanes import Lanes
@@ -113,6 +114,16 @@ class Engine:
         self._accounts = Accounts(catalog, self._mover.room)
         self._fetcher = Fetcher(
             catalog, self._published, Bringer(catalog, self._mover), sources, usage=self._usage, events=self._events
+        )
+        self._granter = Granter(
+            catalog,
+            self._leases,
+            self._fetcher,
+            self._lanes,
+            usage=self._usage,
+            counts=self._counts,
+            tell=self._tell,
+            admit=self._admit,
         )
         self._scrubber = Scrubber(catalog, self._restore, self._events.emit)
         self._retirer = Retirer(catalog, self._remover, options.keep, partial(self._tell, EventKind.RETIRED))
@@ -215,7 +226,7 @@ class Engine:
         """`strict`: for a tenant, of whom what is held is not hidden, and who may not have the bytes by that alone:
         those that do not stand for the ref are fetched from its source."""
         model = self._catalog.model(self._admit(ref))
-        if self._ready(model, strict=strict):
+        if self._granter.ready(model, strict=strict):
             yield model.state()
             return
         key = ("load", model.ref.text, strict)
@@ -229,62 +240,10 @@ class Engine:
             async for event in events:
                 yield event.state() if isinstance(event, Model) else event
 
-    async def acquire(
+    def acquire(
         self, ref: str, *, revision: str = "", holder: Holder = NOBODY
     ) -> AsyncGenerator[Progress | ModelLease, None]:
-        parsed = self._admit(ref)
-        lease = self._leases.open(parsed, holder)
-        try:
-            held = self._held(parsed, revision)
-            if held is not None and self._ready(held, strict=lease.strict):
-                self._counts.hits += 1
-                self._grant(lease, held)
-            else:
-                async with aclosing(self._wait_for(lease, parsed, revision)) as steps:
-                    async for step in steps:
-                        yield step
-        except BaseException:
-            lease.release()
-            raise
-        yield lease
-
-    async def _wait_for(self, lease: ModelLease, ref: Ref, revision: str) -> AsyncGenerator[Progress, None]:
-        """Progress until the lease is granted. From the flight's beginning until then nothing drops what it brings."""
-        strict = lease.strict
-        while True:
-            self._serving()
-            held = self._held(ref, revision)
-            key = ("acquire", ref.text, revision, strict)
-            flight = self._fetcher.start(key, ref, None, Tier.SHM, held=held, exact=bool(revision), strict=strict)
-            self._lanes.urge(flight)
-            # What is held, too: the flight begins to count on it only when its turn comes.
-            with self._catalog.using([held] if held else []), self._catalog.holding(flight.blobs):
-                async with aclosing(self._fetcher.follow(flight)) as events:
-                    async for event in events:
-                        if not isinstance(event, Model):
-                            yield event
-                        elif (event.current or revision) and event.in_shm and self._entitled(event, strict=strict):
-                            self._grant(lease, event)
-                            return
-            # It was replaced between its arrival and this moment.
-
-    def _ready(self, model: Model, *, strict: bool) -> bool:
-        return model.ready and self._entitled(model, strict=strict)
-
-    def _entitled(self, model: Model, *, strict: bool) -> bool:
-        """Whether it may be leased by who has a right to its ref alone, if `strict`; else to everything."""
-        return not strict or self._catalog.rights.entitled(model)
-
-    def _held(self, ref: Ref, revision: str) -> Model | None:
-        """The current snapshot, if there is one, or that of a revision. Raises ModelNotFound."""
-        return self._catalog.model(ref, revision) if revision else self._catalog.models.get(ref.text)
-
-    def _grant(self, lease: ModelLease, model: Model) -> None:
-        lease.grant(model)
-        self._counts.acquires += 1
-        self._catalog.touch(model)
-        self._usage.touch(model.ref)
-        self._tell(EventKind.ACQUIRED, model, holder=lease.holder)
+        return self._granter.acquire(ref, revision=revision, holder=holder)
 
     def leases(self, ref: str = "") -> list[LeaseState]:
         if not ref:
