@@ -15,10 +15,13 @@ from pathlib import Path
 import pytest
 
 from tests.engine.rig import PART, REF, SECONDS, Origin, Served, one, pattern, running, safetensors, sha256
-from weightd.core.errors import ConfigError, PathInTheWay, SourceUnavailable
+from tests.engine.test_scrub import flip
+from weightd.core.digest import Digest
+from weightd.core.errors import ConfigError, DiskFull, PathInTheWay, SourceUnavailable
 from weightd.core.verification import Verification
 from weightd.engine.api import Tier
 from weightd.storage.segments import ROOT
+from weightd.storage.state import State
 
 DATA = pattern(9 * PART + 1)
 SMALL = pattern(PART, "small")
@@ -223,3 +226,26 @@ def _damage(blob: Path, state: Path, how: str) -> None:
         db = sqlite3.connect(state, isolation_level=None)
         assert db.execute(f"{what} WHERE digest = ?", (sha256(DATA),)).rowcount == 1
         db.close()
+
+
+async def test_a_damaged_blob_whose_record_stayed_is_not_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk of the state was full when its record was to go; its size says nothing of its bytes."""
+    async with running(tmp_path, one(DATA)) as rig:
+        await rig.fetch(tier=Tier.NVME)
+        catalog, path = rig.engine._catalog, rig.blobs.path(sha256(DATA))
+        flip(path)
+
+        def full(state: State, digest: Digest) -> None:
+            raise DiskFull("no space left")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(State, "drop_blob", full)
+            with pytest.raises(DiskFull):
+                await catalog.drop(catalog.blobs[sha256(DATA)])
+        assert not path.exists()
+    async with running(tmp_path, one(DATA)) as rig:
+        assert rig.content(await rig.fetch(tier=Tier.NVME)) == {"model.bin": DATA}
+        assert path.read_bytes() == DATA
+        await rig.check_idle(blobs=1, segments=0, kept=1)

@@ -198,9 +198,11 @@ class Catalog:
         blob.nvme.to(Residency.EVICTING)
         self._reached[blob.record.digest] = blob.record.verification
         try:
-            await self.write(self.state.drop_blob, blob.record.digest)
-            await self.io(self._set_aside, blob)
-            await self.kept.refresh()
+            try:
+                await self.write(self.state.drop_blob, blob.record.digest)
+            finally:  # A record that could not be dropped must not vouch for it at the next start.
+                await self.io(self._set_aside, blob)
+                await self.kept.refresh()
         finally:
             # Not before it is counted as kept: somebody might take the room that it still has.
             self.nvme.free(blob.footprint)
