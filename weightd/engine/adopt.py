@@ -112,9 +112,12 @@ class Adopter:
             async with turns:
                 await self._compare(blob)
 
-        async with asyncio.TaskGroup() as group:
-            for blob in list(self.adopted):
-                group.create_task(compare(blob))
+        try:
+            async with asyncio.TaskGroup() as group:
+                for blob in list(self.adopted):
+                    group.create_task(compare(blob))
+        except* (WeightdError, OSError) as e:
+            raise e.exceptions[0] from None
 
     async def read_on(self) -> None:
         """Those that are served and were not yet compared, one after the other, beside everything else."""
@@ -124,9 +127,9 @@ class Adopter:
                 await self._compare(blob)
             except (WeightdError, OSError) as e:
                 log.warning("segment of blob %s cannot be compared or dropped now: %s", blob.record.digest, e)
+                self._unread.append(blob)  # Again, after all others.
                 await asyncio.sleep(RETRY_S)
-            else:
-                self._unread.pop(0)
+            self._unread.pop(0)
 
     async def _compare(self, blob: Blob) -> None:
         stopping = threading.Event()

@@ -6,7 +6,6 @@ MADV_POPULATE_WRITE gives huge pages; everywhere else posix_fallocate is the fas
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import mmap
 import os
@@ -82,8 +81,11 @@ class Allocator:
         yet."""
         if self._mode == "never" and len(piece):
             # While there is a piece of it the map cannot go, and nothing else be in its place.
-            with contextlib.suppress(OSError):  # Locked pages (mlock) stay until they are unmapped.
+            try:
                 advise(address_of(piece), len(piece), mmap.MADV_DONTNEED)
+            except OSError as e:
+                if e.errno != errno.EINVAL:  # Locked pages (mlock) stay until they are unmapped.
+                    raise
 
     def _advise(self, offset: int, length: int, advice: int) -> None:
         advise(self._address + offset, length, advice)

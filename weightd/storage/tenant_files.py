@@ -145,8 +145,9 @@ class TenantFiles:
                 with suppress(FileNotFoundError), disk_errors(path):
                     acl.let(path, {}, set(acl.groups(path)) - gids)
         self.admit(due)
-        for path in set(self._links()) - {self.blob(name, one.digest) for one in due for name in one.scope}:
-            path.unlink()
+        with disk_errors(self._root):
+            for path in set(self._links()) - {self.blob(name, one.digest) for one in due for name in one.scope}:
+                path.unlink()
 
     def _links(self) -> Iterator[Path]:
         for tenant in self._tenants:
