@@ -30,26 +30,28 @@ class Claims:
         self._by_scope: dict[Scope, dict[str, Claim]] = {}
 
     def find(self, keys: Iterable[str], who: Scope) -> Claim | None:
-        """Of any of these bytes, for a ref that these may see."""
+        """Of any of these bytes, for a ref that these may see. What no tenant sees waits for no tenant's source, which
+        may claim what it never sends; only for what comes from disk."""
         for scope, claims in self._by_scope.items():
             if who <= scope:
                 for key in keys:
-                    if key in claims:
+                    if key in claims and (who or not scope or claims[key].item.held):
                         return claims[key]
         return None
 
     def add(self, claim: Claim) -> None:
-        """Of what nobody whom `find` finds brings."""
+        """Of what nobody whom `find` finds brings. Of two of one scope, as of a fetch and a load that does not wait for
+        it, the later one is found."""
         self._by_scope.setdefault(claim.scope, {}).update(dict.fromkeys(claim.item.keys, claim))
 
     def remove(self, claim: Claim) -> None:
         """Whoever waits and was not told of a blob makes a new plan."""
-        claims = self._by_scope[claim.scope]
+        claims = self._by_scope.get(claim.scope, {})
         for key in claim.item.keys:
             if claims.get(key) is claim:
                 del claims[key]
         if not claims:
-            del self._by_scope[claim.scope]
+            self._by_scope.pop(claim.scope, None)
         claim.blob.cancel()
 
     def __len__(self) -> int:

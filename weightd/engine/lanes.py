@@ -1,4 +1,8 @@
-"""Which transfers run: those that a worker waits for go before prefetches, which pause meanwhile."""
+"""Which transfers run: those that a worker waits for go before prefetches, which pause meanwhile.
+
+Among refs that the same tenants see: an origin of one tenant may send as slowly as it likes, and keeps nobody else
+from getting a place, nor from using it.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from weightd.core.tenants import Scope
 from weightd.engine.flights import Flight
 
 
@@ -24,7 +29,8 @@ class _Entry:
 
 
 class Lanes:
-    """Two lanes of `count` transfers each: urgent flights never wait for prefetches to end. On the event loop."""
+    """Two lanes of `count` transfers each: urgent flights never wait for prefetches to end. Beyond `count` there is one
+    more in each for whatever set of tenants has none. On the event loop."""
 
     def __init__(self, count: int) -> None:
         self._count = count
@@ -58,18 +64,23 @@ class Lanes:
 
     def _update(self) -> None:
         for entry in self._entries:
-            if not entry.admitted.done() and self._inside(entry.flight.urgent) < self._count:
+            if not entry.admitted.done() and self._has_place(entry.flight):
                 entry.admitted.set_result(None)
-        hurry = self._inside(urgent=True) > 0
+        hurry = {e.flight.tenants for e in self._entries if e.inside and e.flight.urgent}
         if any(e.flight.urgent for e in self._entries):
             self.calm.clear()
         else:
             self.calm.set()
         for entry in self._entries:
-            if entry.flight.urgent or not hurry:
+            if entry.flight.urgent or entry.flight.tenants not in hurry:
                 entry.going.set()
             else:
                 entry.going.clear()
 
-    def _inside(self, urgent: bool) -> int:
-        return sum(e.inside and e.flight.urgent == urgent for e in self._entries)
+    def _has_place(self, flight: Flight[Any]) -> bool:
+        inside = self._inside(flight.urgent)
+        return len(inside) < self._count or flight.tenants not in inside
+
+    def _inside(self, urgent: bool) -> list[Scope]:
+        """Who sees what runs in a lane."""
+        return [e.flight.tenants for e in self._entries if e.inside and e.flight.urgent == urgent]
