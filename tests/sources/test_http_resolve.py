@@ -22,6 +22,7 @@ from weightd.core.errors import (
 from weightd.core.manifest import FileSpec, Manifest
 from weightd.core.ranges import retry_after
 from weightd.core.refs import parse_ref
+from weightd.sources.connection import HttpOptions
 from weightd.sources.http import HttpSource
 
 
@@ -335,4 +336,27 @@ async def test_an_answer_that_nobody_asked_for_is_nobodys(http: HttpSource, body
             while not idle[0]._buffer:  # noqa: ASYNC110 - aiohttp tells nobody
                 await asyncio.sleep(0)
         assert (await one(http, url)).size == 2
+        await http.close()
+
+
+async def test_an_index_that_does_not_come_keeps_nobody_waiting(origin: Origin) -> None:
+    """However few threads there are for short questions."""
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(2))
+    http = HttpSource(HttpOptions(read_timeout=60))
+    index = json.dumps({"weight_map": {"w": "shard.safetensors"}}).encode()
+    for i in range(3):
+        origin.put(f"{i}/model.safetensors.index.json", index)
+        origin.fault(f"{i}/model.safetensors.index.json", Fault(), times=1)  # what it is
+        origin.fault(f"{i}/model.safetensors.index.json", Fault(stall_after=10))
+    slow = [asyncio.create_task(resolve(http, origin.url(f"{i}/model.safetensors.index.json"))) for i in range(3)]
+    try:
+        async with asyncio.timeout(20):
+            while sum(r.headers["range"] != "bytes=0-0" for r in origin.requests) < 2:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            assert (await one(http, origin.url("f.bin"))).size == len(DATA)
+        assert not any(t.done() for t in slow)
+    finally:
+        for task in slow:
+            task.cancel()
+        await asyncio.gather(*slow, return_exceptions=True)
         await http.close()

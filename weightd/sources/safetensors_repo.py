@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final, Protocol, TypeVar
 
 import msgspec
@@ -169,12 +170,16 @@ def read_whole(reader: Reader, size: int) -> bytes:
 
 
 async def read_in_thread(reader: Reader, size: int) -> bytes:
-    """`read_whole`, aborted when the caller is cancelled."""
+    """`read_whole`, aborted when the caller is cancelled. In a thread of its own: an origin that sends slowly takes
+    none of those in which others ask."""
+    thread = ThreadPoolExecutor(1, "weightd-read")
     try:
-        return await asyncio.to_thread(read_whole, reader, size)
+        return await asyncio.get_running_loop().run_in_executor(thread, read_whole, reader, size)
     except asyncio.CancelledError:
         reader.abort()
         raise
+    finally:
+        thread.shutdown(wait=False)
 
 
 def check_size(found: int, given: int | None, where: str, path: str) -> None:
