@@ -152,6 +152,26 @@ async def test_it_is_remembered_who_delivered(tmp_path: Path) -> None:
     assert origin.asked == asked
 
 
+async def test_what_a_ref_named_is_no_right_once_it_is_removed(tmp_path: Path) -> None:
+    """It was A's, is removed, and becomes B's; A still holds the bytes by another, which needed no delivery."""
+    origin = Origins({A: {"w": Served(SECRET, D)}, MAIN: {"w": Served(SECRET, D)}, B: {"w": Served(OTHER, D)}})
+    before = {"a": ["http://a/", "http://main/"], "b": ["http://b/"]}
+    async with sharing(tmp_path, origin, tenants(before)) as s:
+        await s.a.fetch(MAIN)
+        await s.a.fetch(A)
+        await s.host.api.remove(MAIN)
+        (await s.a.acquire(A)).release()
+        assert s.asked(A) == 0
+    after = {"a": ["http://a/"], "b": ["http://b/", "http://main/"]}
+    async with sharing(tmp_path, origin, tenants(after)) as s:
+        with pytest.raises(DigestMismatch):
+            await s.b.acquire(B)
+        assert s.readers(s.blob(D)) == {61_101}
+        (await s.a.acquire(A)).release()
+        await s.a.fetch(A)
+        assert s.asked(A) == 0
+
+
 @pytest.mark.parametrize("honestly", [True, False])
 async def test_at_the_same_time_neither_waits_for_the_other(tmp_path: Path, honestly: bool) -> None:
     """To wait for what another brings is a hit as well."""

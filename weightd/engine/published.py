@@ -42,10 +42,11 @@ class Published:
                 await self._adopt(record)
 
     async def _drop_broken(self, record: ModelRecord, others: set[Digest]) -> None:
-        ref, digests, held = parse_ref(record.ref), record.digests.values(), self._catalog.blobs
-        blobs = {path: held[d] for path, d in record.digests.items() if d in held}
+        """`others`: digests of what is kept."""
+        ref, held = parse_ref(record.ref), self._catalog.blobs
+        blobs = {path: held[d] for path, d in record.digests.items() if d in held and d not in others}
         model = self._model(ref, record.manifest, blobs, record.last_used)
-        await self.forget(model, [held[d] for d in set(digests) - others if d in held])
+        await self.forget(model, set(blobs.values()))
 
     async def _adopt(self, record: ModelRecord) -> None:
         blobs = {path: self._catalog.blobs[d] for path, d in record.digests.items()}
@@ -149,14 +150,17 @@ class Published:
     ) -> None:
         catalog = self._catalog
         gone = {b.record.digest for b in own}
+        left = catalog.rights.left(model, catalog.snapshots, gone)
+        dropped = (model.ref.text, model.manifest.revision, gone)
         try:
-            await catalog.write(catalog.state.drop_model, model.ref.text, model.manifest.revision, gone)
+            await catalog.write(catalog.state.drop_model, *dropped, left.digests, left.heirs)
         except BaseException:
             self._show_again(here)
             put_back()
             raise
         catalog.seen = {k: d for k, d in catalog.seen.items() if d not in gone}
         catalog.rights.forget(gone)
+        catalog.rights.leave(left)
         async with AsyncExitStack() as stack:  # All of it, whatever fails of it.
             for blob in here:
                 stack.push_async_callback(catalog.delete, blob)

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from typing import NamedTuple
 
 from weightd.core.digest import Digest
 from weightd.core.errors import RefSyntax
 from weightd.core.refs import Ref, parse_ref
 from weightd.core.tenants import NOBODY, Scope, Tenants, union
 from weightd.engine.held import Model
+
+
+class Left(NamedTuple):
+    """That the source of `ref` sent `digests` is forgotten; `heirs`, refs by their digests, count as who did."""
+
+    ref: str
+    digests: list[Digest]
+    heirs: list[tuple[Digest, str]]
 
 
 class Rights:
@@ -39,6 +48,22 @@ class Rights:
         for digest in digests:
             self._by.pop(digest, None)
             self._scopes.pop(digest, None)
+
+    def left(self, model: Model, others: Iterable[Model], gone: Collection[Digest]) -> Left:
+        """What changes when a snapshot is held no more, and `others` still are: a ref that comes to mean something else
+        gives no right to what it once named. Who had a right by it to what it holds itself keeps that."""
+        others = list(others)
+        same = {d for m in others if m.ref.text == model.ref.text for d in m.digests.values()}
+        left = set(model.digests.values()) - set(gone) - same
+        held = {(d, m.ref) for m in others if self.who(m.ref) for d in left & set(m.digests.values())}
+        return Left(model.ref.text, sorted(left), [(d, ref.text) for d, ref in held if self.stand_for(d, ref)])
+
+    def leave(self, left: Left) -> None:
+        """It is recorded."""
+        for digest in left.digests:
+            self._by.get(digest, set()).discard(left.ref)
+            self._scopes.pop(digest, None)
+        self.start(left.heirs)
 
     def who(self, ref: Ref) -> Scope:
         """May see it."""

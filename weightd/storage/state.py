@@ -217,10 +217,20 @@ class State:
                 (*key, msgspec.json.encode(model), model.last_used),
             )
 
-    def drop_model(self, ref: str, revision: str, digests: Iterable[Digest]) -> None:
-        """A snapshot that is not kept, and blobs with it: all of them or nothing."""
+    def drop_model(
+        self,
+        ref: str,
+        revision: str,
+        digests: Iterable[Digest],
+        left: Iterable[Digest] = (),
+        heirs: Iterable[tuple[Digest, str]] = (),
+    ) -> None:
+        """A snapshot that is not kept, and blobs with it: all of them or nothing. Of those of `left` it is forgotten
+        that the source of `ref` sent them; `heirs` count as who did, as in `put_blobs`."""
         with self._transaction() as db:
             db.execute("DELETE FROM models WHERE ref = ? AND revision = ?", (ref, revision))
+            db.executemany("DELETE FROM delivered WHERE digest = ? AND ref = ?", [(d, ref) for d in left])
+            db.executemany("INSERT OR IGNORE INTO delivered VALUES (?, ?)", list(heirs))
             for digest in digests:
                 db.execute("DELETE FROM blobs WHERE digest = ?", (digest,))
                 db.execute("DELETE FROM seen WHERE digest = ?", (digest,))
