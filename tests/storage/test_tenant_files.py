@@ -139,3 +139,12 @@ def test_settled_are_those_that_are_due_and_no_others(state: Path) -> None:
     assert acl.groups(path) == {ONE: acl.READ}
     assert found.blob("a", D).exists()
     assert list((state / "tenants/b/blobs").iterdir()) == []
+
+
+def test_what_was_made_without_a_umask_is_closed_to_others(state: Path) -> None:
+    places = [state / name for name in ("models", "blobs", "ingest")]
+    for place in places:
+        place.mkdir(exist_ok=True)
+        place.chmod(0o777)
+    files(state, a=ONE)
+    assert {stat.S_IMODE(place.stat().st_mode) for place in places} == {0o770}

@@ -77,11 +77,15 @@ class TenantFiles:
                 self._root.rmdir()
 
     def _close_models(self) -> None:
-        """To all but `group`: their names say what is held. It stays so, as others had never to be there."""
+        """And what has bytes, to all but `group`: their names say what is held. It stays so, as others had never to be
+        there."""
         models = self._state / "models"
         models.mkdir(mode=0o750, exist_ok=True)
         acl.let(models, {self._group: acl.LIST})
-        models.chmod(models.stat().st_mode & 0o770)
+        # Whatever the umask was when they were made.
+        for place in (models, self._state / "blobs", self._state / "ingest"):
+            if place.is_dir() and not place.is_symlink():
+                place.chmod(place.stat().st_mode & 0o770)
 
     def _former(self) -> set[int]:
         """Groups that had been let pass."""
