@@ -40,6 +40,7 @@ bench: setup
 	$(BIN)/python -m benchmarks.fetch
 	$(BIN)/python -m benchmarks.acquire
 	$(BIN)/python -m benchmarks.residency
+	$(BIN)/python -m benchmarks.eviction
 
 proto: setup
 	$(BIN)/python scripts/proto.py
