@@ -22,8 +22,9 @@ check: setup
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/proto.py --check
 
+# Files beside one another; `python -m pytest` runs them one after the other. Most of the time is waiting.
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 SOAK ?= 60m
 soak: setup

@@ -190,9 +190,9 @@ FAULTS = [
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=str)
-async def test_no_error_tells_a_secret(origin: Origin, impatient: HttpSource, fault: Fault) -> None:
+async def test_no_error_tells_a_secret(origin: Origin, http: HttpSource, impatient: HttpSource, fault: Fault) -> None:
     url = with_user(origin.url("f.bin?token=s3cr3t&sig=tok3n"))
-    file = await pin(impatient, url)
+    file = await pin(http, url)
     origin.fault("f.bin", fault)
     with pytest.raises(WeightdError) as resolving:
         await pin(impatient, url)
