@@ -37,7 +37,7 @@ from weightd.engine.catalog import Catalog
 from weightd.engine.counts import Counts
 from weightd.engine.events import Events
 from weightd.engine.evict import Evictor, kept_by_configuration
-from weightd.engine.fetcher import Fetcher
+from weightd.engine.fetcher import Fetcher, Wanted
 from weightd.engine.flights import Flight
 from weightd.engine.grants import Granter
 from weightd.engine.held import Blob, Model
@@ -217,7 +217,7 @@ class Engine:
         if tier is None:
             cold = self._options.rules.of(parsed).policy is Policy.COLD
             tier = Tier.NVME if cold else Tier.SHM
-        flight = self._fetcher.start(("fetch", parsed.text, sha256, tier), parsed, sha256, tier, held=None)
+        flight = self._fetcher.start(("fetch", parsed.text, sha256, tier), Wanted(parsed, tier, sha256=sha256))
         async with aclosing(self._states(flight)) as events:
             async for event in events:
                 yield event
@@ -229,8 +229,8 @@ class Engine:
         if self._granter.ready(model, strict=strict):
             yield model.state()
             return
-        key = ("load", model.ref.text, strict)
-        flight = self._fetcher.start(key, model.ref, None, Tier.SHM, held=model, strict=strict)
+        wanted = Wanted(model.ref, Tier.SHM, model, strict=strict)
+        flight = self._fetcher.start(("load", model.ref.text, strict), wanted)
         async with aclosing(self._states(flight)) as events:
             async for event in events:
                 yield event
@@ -339,8 +339,7 @@ class Engine:
     async def _bring_hot(self, ref: Ref) -> None:
         """As a worker would, without a claim: what is held is loaded, else it is fetched."""
         self._serving()
-        held = self._catalog.models.get(ref.text)
-        await self._fetcher.end(self._fetcher.start(("acquire", ref.text, "", False), ref, None, Tier.SHM, held=held))
+        await self._fetcher.end(self._granter.flight(ref, self._catalog.models.get(ref.text)))
 
     def models(self) -> list[ModelState]:
         return [m.state() for m in self._sorted()]

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Final
+from typing import Final, NamedTuple
 
 from weightd.core.digest import Digest
 from weightd.core.errors import Draining, NotFound, SourceChanged, WeightdError
@@ -26,6 +26,18 @@ from weightd.sources.protocols import Source
 
 TICK: Final = 0.1
 """Seconds between two progress messages."""
+
+
+class Wanted(NamedTuple):
+    """What a flight is for. What is `held` is loaded, of `None` the source is asked; `exact`: that very snapshot, and
+    not what may have taken its place; `strict`: what of it does not stand for its ref is fetched, too."""
+
+    ref: Ref
+    tier: Tier
+    held: Model | None = None
+    sha256: Digest | None = None
+    exact: bool = False
+    strict: bool = False
 
 
 class Fetcher:
@@ -62,25 +74,10 @@ class Fetcher:
         except WeightdError as e:
             raise e.about(ref=ref.shown) from None
 
-    def start(
-        self,
-        key: tuple[object, ...],
-        ref: Ref,
-        sha256: Digest | None,
-        tier: Tier,
-        *,
-        held: Model | None,
-        exact: bool = False,
-        strict: bool = False,
-    ) -> Flight[Model]:
-        """The flight of this `key` under way, or a new one, which the caller follows before it awaits anything. Loads
-        what is `held`, else fetches; `exact`: that very snapshot, and not what may have taken its place. `strict`: what
-        of it does not stand for its ref is fetched, too."""
-        if exact and held is not None:
-            return self._flights.get(
-                key, lambda flight: self._fly_once(flight, ref, sha256, tier, held, exact=True, strict=strict)
-            )
-        return self._flights.get(key, lambda flight: self._fly(flight, ref, sha256, tier, held, strict=strict))
+    def start(self, key: tuple[object, ...], wanted: Wanted) -> Flight[Model]:
+        """The flight of this `key` under way, or a new one, which the caller follows before it awaits anything."""
+        fly = self._fly_once if wanted.exact and wanted.held is not None else self._fly
+        return self._flights.get(key, lambda flight: fly(flight, wanted))
 
     async def follow(self, flight: Flight[Model]) -> AsyncGenerator[Progress | Model, None]:
         """Progress while the flight goes on, then its model. Leaving early drops this caller's interest."""
@@ -100,7 +97,8 @@ class Fetcher:
     async def again(self, key: tuple[object, ...], model: Model, tier: Tier) -> None:
         """All files of a model once more, after some proved damaged; not begun anew for a source that changed: what it
         serves now is not what is damaged here."""
-        flight = self._flights.get(key, lambda flight: self._fly_once(flight, model.ref, None, tier, model))
+        wanted = Wanted(model.ref, tier, model)
+        flight = self._flights.get(key, lambda flight: self._fly_once(flight, wanted))
         await self.end(flight)
 
     async def end(self, flight: Flight[Model]) -> None:
@@ -109,33 +107,15 @@ class Fetcher:
             async for _ in events:
                 pass
 
-    async def _fly(
-        self,
-        flight: Flight[Model],
-        ref: Ref,
-        sha256: Digest | None,
-        tier: Tier,
-        held: Model | None,
-        *,
-        strict: bool = False,
-    ) -> Model:
+    async def _fly(self, flight: Flight[Model], wanted: Wanted) -> Model:
         try:
-            return await self._fly_once(flight, ref, sha256, tier, held, strict=strict)
+            return await self._fly_once(flight, wanted)
         except SourceChanged:
             # The revision that was wanted cannot be had any more: once more, with what is there now.
-            return await self._fly_once(flight, ref, sha256, tier, None)
+            return await self._fly_once(flight, wanted._replace(held=None))
 
-    async def _fly_once(
-        self,
-        flight: Flight[Model],
-        ref: Ref,
-        sha256: Digest | None,
-        tier: Tier,
-        held: Model | None,
-        *,
-        exact: bool = False,
-        strict: bool = False,
-    ) -> Model:
+    async def _fly_once(self, flight: Flight[Model], wanted: Wanted) -> Model:
+        ref, held = wanted.ref, wanted.held
         began = time.monotonic()
         flight.ref, flight.tenants = ref.shown, self._catalog.rights.who(ref)
         revision = held.manifest.revision if held else ""
@@ -143,12 +123,12 @@ class Fetcher:
         try:
             with self._catalog.holding(flight.blobs):
                 if held is not None:
-                    model = await self._load(flight, tier, held, follow=held.current and not exact, strict=strict)
+                    model = await self._load(flight, wanted, held, follow=held.current and not wanted.exact)
                 else:
-                    manifest = await self.resolve(ref, sha256)
+                    manifest = await self.resolve(ref, wanted.sha256)
                     revision = manifest.revision
                     self._events.emit(EventKind.FETCH_STARTED, ref, revision)
-                    model = await self._bring(flight, ref, manifest, tier)
+                    model = await self._bring(flight, ref, manifest, wanted.tier)
         except WeightdError as e:
             self._events.emit(EventKind.FETCH_FAILED, ref, revision, e.message)
             raise e.about(ref=ref.shown) from None
@@ -175,9 +155,10 @@ class Fetcher:
             if model is not None and model.resident(tier):
                 return model
 
-    async def _load(self, flight: Flight[Model], tier: Tier, held: Model, *, follow: bool, strict: bool) -> Model:
+    async def _load(self, flight: Flight[Model], wanted: Wanted, held: Model, *, follow: bool) -> Model:
         """What is held, without asking its origin; if `follow`, of a snapshot that was the current one and is no
         longer, what took its place."""
+        tier, strict = wanted.tier, wanted.strict
         while True:
             with self._catalog.using([held]):
                 digests = await self._bringer.bring(held.ref, held.manifest, tier, flight, held.digests, strict=strict)

@@ -11,7 +11,8 @@ from weightd.core.refs import Ref
 from weightd.engine.api import EventKind, Holder, Tier
 from weightd.engine.catalog import Catalog
 from weightd.engine.counts import Counts
-from weightd.engine.fetcher import Fetcher
+from weightd.engine.fetcher import Fetcher, Wanted
+from weightd.engine.flights import Flight
 from weightd.engine.held import Model
 from weightd.engine.lanes import Lanes
 from weightd.engine.leases import Leases, ModelLease
@@ -66,8 +67,7 @@ class Granter:
         while True:
             self._admit(ref.text)
             held = self._held(ref, revision)
-            key = ("acquire", ref.text, revision, strict)
-            flight = self._fetcher.start(key, ref, None, Tier.SHM, held=held, exact=bool(revision), strict=strict)
+            flight = self.flight(ref, held, revision, strict=strict)
             self._lanes.urge(flight)
             # What is held, too: the flight begins to count on it only when its turn comes.
             with self._catalog.using([held] if held else []), self._catalog.holding(flight.blobs):
@@ -79,6 +79,11 @@ class Granter:
                             self._grant(lease, event)
                             return
             # It was replaced between its arrival and this moment.
+
+    def flight(self, ref: Ref, held: Model | None, revision: str = "", *, strict: bool = False) -> Flight[Model]:
+        """What all follow who wait for the same."""
+        wanted = Wanted(ref, Tier.SHM, held, exact=bool(revision), strict=strict)
+        return self._fetcher.start(("acquire", ref.text, revision, strict), wanted)
 
     def ready(self, model: Model, *, strict: bool) -> bool:
         """Whether it can be leased at once; if `strict`, by who has a right to its ref alone."""

@@ -58,8 +58,15 @@ class Links:
     async def switch(self, model: Model, manifest: Manifest) -> None:
         """`current` of its ref leads to this snapshot."""
         await self._io(self._directories.switch, model.ref.key, manifest.revision)
+        await self._show_current(model, manifest.revision)
+
+    async def show_current(self, model: Model) -> None:
+        """`current` leads to it already, but not of tenants who come to see it only now."""
+        await self._show_current(model, model.manifest.revision)
+
+    async def _show_current(self, model: Model, revision: str) -> None:
         if self.tenants is not None:
-            await self.tenants.switch(model, manifest.revision)
+            await self.tenants.switch(model, revision)
 
     async def remove(self, model: Model) -> None:
         """Its directory goes, and `current` with it where that leads here."""

@@ -107,9 +107,8 @@ class Published:
             if model not in catalog.snapshots or len(blobs) < len(digests):
                 return False
             await self._show(model, blobs)
-            if catalog.links.tenants is not None and catalog.models.get(model.ref.text) is model:
-                # They may have come to see it only now.
-                await catalog.links.tenants.switch(model, model.manifest.revision)
+            if catalog.models.get(model.ref.text) is model:
+                await catalog.links.show_current(model)
             return True
 
     async def _show(self, model: Model, blobs: dict[str, Blob]) -> None:
