@@ -22,6 +22,10 @@ def blob(digest: Digest = D1, size: int = 5000, parts: int = 2) -> BlobRecord:
     return BlobRecord(digest, size, Verification.SIZE, 4096, bytes(16 * parts))
 
 
+def put(state: State, record: BlobRecord, source_key: str = "") -> None:
+    state.put_blobs([(record, source_key)])
+
+
 def manifest(revision_seed: str = "a") -> Manifest:
     return make_manifest("http://h/m", "raw", [FileSpec(f"f{revision_seed}", 5000, f"http://h/{revision_seed}", D1)])
 
@@ -46,8 +50,8 @@ def reopened(state: State, path: Path) -> State:
 
 
 def test_what_is_recorded_comes_back(state: State, path: Path) -> None:
-    state.put_blob(blob(), "source:x")
-    state.put_blob(blob(D2))
+    put(state, blob(), "source:x")
+    put(state, blob(D2))
     state.put_model(ModelRecord("http://h/m", manifest(), {"f": D1}, 12.5))
     reopened(state, path)
     assert {b.digest: b for b in state.blobs()} == {D1: blob(), D2: blob(D2)}
@@ -100,7 +104,7 @@ def test_refs_that_look_alike_to_people_are_two(state: State) -> None:
 
 
 def test_nobody_else_may_read_it(state: State, path: Path) -> None:
-    state.put_blob(blob())
+    put(state, blob())
     assert {p.stat().st_mode & 0o777 for p in path.parent.glob("state.db*")} == {0o600}
 
 
@@ -114,7 +118,7 @@ def test_no_database(path: Path, damage: bytes) -> None:
 
 def test_pages_overwritten_in_the_middle(state: State, path: Path) -> None:
     for i in range(500):
-        state.put_blob(blob(Digest(f"sha256:{i:064x}")))
+        put(state, blob(Digest(f"sha256:{i:064x}")))
     state.close()
     raw = bytearray(path.read_bytes())
     raw[4096 * 3 : 4096 * 8] = b"\xa5" * (4096 * 5)
@@ -135,7 +139,7 @@ def test_pages_overwritten_in_the_middle(state: State, path: Path) -> None:
     ],
 )
 def test_rows_that_nobody_recorded(state: State, path: Path, statement: str) -> None:
-    state.put_blob(blob())
+    put(state, blob())
     state.put_model(ModelRecord("http://h/m", manifest(), {"f": D1}))
     state.close()
     db = sqlite3.connect(path)
@@ -187,23 +191,23 @@ def test_locked_by_another_process(state: State, path: Path) -> None:
     other.execute("BEGIN IMMEDIATE")
     state._open.execute("PRAGMA busy_timeout = 1")
     with pytest.raises(AlreadyRunning):
-        state.put_blob(blob())
+        put(state, blob())
     other.execute("ROLLBACK")
     other.close()
-    state.put_blob(blob())
+    put(state, blob())
     assert state.blobs() == [blob()]
 
 
 def test_a_full_database_refuses_whole_transactions_and_works_on(state: State) -> None:
-    state.put_blob(blob(), "source:x")
+    put(state, blob(), "source:x")
     state._open.execute("PRAGMA max_page_count = 1")
     with pytest.raises(DiskFull, match="cannot be written"):
         for i in range(10_000):
-            state.put_blob(blob(Digest(f"sha256:{i:064x}"), size=409_600, parts=100), f"source:{i}")
+            put(state, blob(Digest(f"sha256:{i:064x}"), size=409_600, parts=100), f"source:{i}")
     assert len(state.seen()) == len(state.blobs())
     state.drop_blob(D1)
     state._open.execute("PRAGMA max_page_count = 100000")
-    state.put_blob(blob(D2))
+    put(state, blob(D2))
     assert D2 in {b.digest for b in state.blobs()}
 
 
@@ -225,7 +229,7 @@ def test_an_error_of_the_caller_rolls_back(state: State) -> None:
             db.execute("INSERT INTO seen VALUES ('x', 'y')")
             raise KeyboardInterrupt
     assert state.seen() == {}
-    state.put_blob(blob())
+    put(state, blob())
 
 
 def test_a_database_that_may_not_be_written(tmp_path: Path) -> None:
@@ -246,7 +250,7 @@ def test_deliveries_go_with_their_blobs(state: State) -> None:
     assert sorted(state.delivered()) == [(D1, "http://a/"), (D1, "http://b/"), (D2, "http://a/")]
     state.drop_blob(D2)
     assert sorted(state.delivered()) == [(D1, "http://a/"), (D1, "http://b/")]
-    state.put_blob(blob(D2))
+    put(state, blob(D2))
     assert (D2, "http://a/") not in state.delivered()
     state.drop_model("http://a/", "none", [D1])
     assert state.delivered() == []
@@ -255,5 +259,5 @@ def test_deliveries_go_with_their_blobs(state: State) -> None:
 def test_a_delivery_is_recorded_with_its_blob_or_not_at_all(state: State) -> None:
     with pytest.raises(sqlite3.IntegrityError):
         state.put_blobs([(msgspec.structs.replace(blob(), size=None), "")], [(D1, "http://a/")])  # type: ignore[arg-type]
-    state.put_blob(blob())
+    put(state, blob())
     assert state.delivered() == []

@@ -152,7 +152,7 @@ def syncs(state: State, *calls: str) -> list[int]:
 
 def test_what_a_boot_forgets_is_not_synced_and_everything_else_is(state: State) -> None:
     advisory = ["state.put_segments([segment()])", "state.put_uses({'a': (1, 1)})", "state.drop_segments([])"]
-    assert syncs(state, *advisory, "state.set_pin('a', 1.0)", "state.put_blob(blob())") == [1, 1, 1, 2, 2]
+    assert syncs(state, *advisory, "state.set_pin('a', 1.0)", "state.put_blobs([(blob(), '')])") == [1, 1, 1, 2, 2]
     assert state._open.execute("PRAGMA synchronous").fetchone() == (2,)
 
 

@@ -156,12 +156,9 @@ class State:
             rows = self._open.execute(f"SELECT {', '.join(names)} FROM blobs")
             return [msgspec.convert(dict(zip(names, row, strict=True)), BlobRecord) for row in rows]
 
-    def put_blob(self, blob: BlobRecord, source_key: str = "") -> None:
-        """Record a blob and, where its source names a version, that this version has these bytes."""
-        self.put_blobs([(blob, source_key)])
-
     def put_blobs(self, blobs: Iterable[tuple[BlobRecord, str]], delivered: Iterable[tuple[Digest, str]] = ()) -> None:
-        """Several blobs, each with its source key or "", all of them or none: for the price of one on the disk.
+        """Record several blobs, each with its source key, as that version of a source has these bytes, or "": all of
+        them or none, for the price of one on the disk.
         `delivered`: which digests came from the sources of which refs."""
         with self._transaction() as db:
             db.executemany("INSERT OR IGNORE INTO delivered VALUES (?, ?)", list(delivered))
