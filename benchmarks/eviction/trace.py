@@ -49,28 +49,24 @@ class Snapshot(msgspec.Struct, frozen=True, tag="snapshot", tag_field="type"):
         return sum(self.blobs.values())
 
 
-class Acquired(msgspec.Struct, frozen=True, tag="acquired", tag_field="type"):
-    """A worker got a lease at Unix time `time`."""
+class _OfSnapshot(msgspec.Struct, frozen=True):
+    """Something at Unix time `time`."""
 
     time: float
     ref: str
     revision: str
 
 
-class Released(msgspec.Struct, frozen=True, tag="released", tag_field="type"):
+class Acquired(_OfSnapshot, frozen=True, tag="acquired", tag_field="type"):
+    """A worker got a lease."""
+
+
+class Released(_OfSnapshot, frozen=True, tag="released", tag_field="type"):
     """One of the leases of this snapshot ended."""
 
-    time: float
-    ref: str
-    revision: str
 
-
-class Lost(msgspec.Struct, frozen=True, tag="lost", tag_field="type"):
+class Lost(_OfSnapshot, frozen=True, tag="lost", tag_field="type"):
     """A snapshot was acquired or released of which it is not known what is in it: it went too soon."""
-
-    time: float
-    ref: str
-    revision: str
 
 
 class Gap(msgspec.Struct, frozen=True, tag="gap", tag_field="type"):
