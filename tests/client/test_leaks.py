@@ -34,8 +34,8 @@ def test_ten_thousand_leases_one_after_the_other(quiet: DaemonProcess, kind: str
     done = subprocess.run(command, capture_output=True, text=True, timeout=110)
     assert done.returncode == 0, done.stderr
     worker, daemon, worker_after, daemon_after = (Use(*found) for found in json.loads(done.stdout))
-    assert_no_more(worker_after, worker, threads=2)
-    assert_no_more(daemon_after, daemon, threads=2)
+    assert_no_more(worker_after, worker)
+    assert_no_more(daemon_after, daemon)
 
 
 async def test_a_thousand_at_once_from_four_threads(quiet: DaemonProcess) -> None:

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from tests.crash.disk import CASES
+from tests.engine.rig import UNRECORDED
 
 PROBE = (
     "truncate -s 8M {0}/probe && mkfs.ext4 -q {0}/probe && mkdir {0}/m && mount -o loop {0}/probe {0}/m"
     " && test -e /sys/fs/ext4/$(basename $(findmnt -no SOURCE {0}/m))/trigger_fs_error"
 )
 """Ends with the namespace that it runs in."""
-UNRECORDED = "segments are not recorded, and will not be adopted"
 
 
 @pytest.fixture(scope="module")

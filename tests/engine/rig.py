@@ -36,6 +36,8 @@ from weightd.storage.tenant_files import TenantFiles
 MIB = 1 << 20
 PART = 64 << 10
 REF = "http://origin/model/"
+UNRECORDED = "segments are not recorded, and will not be adopted"
+"""What an engine tells of a disk that takes no more records, up to the reason."""
 SECONDS = 60
 """After which something that should have ended is called hung."""
 
