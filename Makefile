@@ -6,7 +6,7 @@ STAMP := $(VENV)/.stamp
 TORCH ?= torch==2.13.0
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: setup check test soak demo bench proto fmt clean
+.PHONY: setup check test long soak demo bench proto fmt clean
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml Makefile
@@ -22,10 +22,14 @@ check: setup
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/proto.py --check
 
-# JOBS=2: files beside one another, in half the time; most of it is waiting. Some tests want more time than they get then.
-JOBS ?= 0
+# Files beside one another, as most of the time is waiting; then what has to run alone. JOBS=0: all one after the other.
+JOBS ?= 2
 test: setup
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m 'not alone'
+	$(BIN)/python -m pytest -m alone
+
+long: setup
+	WEIGHTD_LONG=1 $(BIN)/python -m pytest -m long
 
 SOAK ?= 60m
 soak: setup

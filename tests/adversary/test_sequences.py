@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -21,6 +22,7 @@ from tests.adversary import lies
 from tests.adversary.origin import Asked, Liar, Lie, Version, honest
 from tests.adversary.world import IMPATIENT, PART, RealSources, World, export, nothing_left
 from tests.engine.rig import pattern, running, sha256
+from tests.support.extent import LONG
 from weightd.core.digest import Digest
 from weightd.core.errors import WeightdError
 from weightd.engine.api import Tier
@@ -202,9 +204,11 @@ def short_lived() -> Iterator[Path]:
         yield Path(name, "state")
 
 
+@pytest.mark.long
+@pytest.mark.timeout(24 * 3600 if EXAMPLES else 600)
 @given(plans())
 @settings(
-    max_examples=EXAMPLES or 200,
+    max_examples=EXAMPLES or (1000 if LONG else 60),
     derandomize=not EXAMPLES,
     database=None,
     deadline=None,

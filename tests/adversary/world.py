@@ -6,6 +6,7 @@ import asyncio
 import os
 import ssl
 import traceback
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -98,23 +99,23 @@ async def world(
 
 @contextmanager
 def nothing_left() -> Iterator[None]:
-    """As many descriptors and maps of segments after as before."""
+    """No descriptor after that was not there before, and no map of a segment."""
     before = open_files()
     yield
     after = open_files()
-    assert after == before, (before, after)
+    assert not after - before, (before, after)
     assert [m for m in Path("/proc/self/maps").read_text().splitlines() if "/dev/shm/weightd-" in m] == []
 
 
-def open_files() -> list[str]:
-    """Sockets and files that this process has open, but for the interpreter's own."""
-    found = []
+def open_files() -> Counter[str]:
+    """Sockets and files that this process has open, each by its own name, but for the interpreter's own."""
+    found: Counter[str] = Counter()
     for name in os.listdir("/proc/self/fd"):
         try:
-            found.append(os.readlink(f"/proc/self/fd/{name}").split(":")[0])
+            found[os.readlink(f"/proc/self/fd/{name}")] += 1
         except OSError:
             continue
-    return sorted(f for f in found if f == "socket" or f.startswith("/"))
+    return Counter({name: count for name, count in found.items() if name.startswith(("socket:", "/"))})
 
 
 async def export(

@@ -20,6 +20,8 @@ from tests.support.fake_engine import REF
 from tests.support.serving import DaemonProcess, until
 from weightd import Client, Lease
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.fixture
 def quiet(short: Path) -> Iterator[DaemonProcess]:
@@ -28,8 +30,9 @@ def quiet(short: Path) -> Iterator[DaemonProcess]:
     it.close()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", NAMES)
-def test_ten_thousand_leases_one_after_the_other(quiet: DaemonProcess, kind: str) -> None:
+def test_thousands_of_leases_one_after_the_other(quiet: DaemonProcess, kind: str) -> None:
     command = [sys.executable, "-m", "tests.client.leaks", kind, str(quiet.socket), str(quiet.process.pid)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=110)
     assert done.returncode == 0, done.stderr

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.client.leaks import assert_no_more, use
+from tests.client.leaks import assert_settles, use
 from tests.e2e.host import Host, safetensors
 from tests.e2e.worker import Resident, Start, until, workers
 from tests.support.origin import Fault, Origin
@@ -200,16 +200,19 @@ def test_programs_that_know_nothing_of_us_read_on(start: Start, host: Host, held
     reader.kill()
 
 
+@pytest.mark.alone
 def test_thousands_of_leases_leave_nothing(start: Start, host: Host, held: str) -> None:
     """Of the daemon; what they leave in workers is counted in `tests.client`."""
-    thousand_at_once(start, host, held)  # What allocators keep of the first is no leak.
     before = use(host.process.pid)
-    worker = start(host.socket)
-    worker("cycle", ref=held, count=CYCLES)
-    worker.kill()
-    thousand_at_once(start, host, held)
-    until(lambda: use(host.process.pid).descriptors <= before.descriptors)
-    assert_no_more(use(host.process.pid), before)
+
+    def once() -> None:
+        worker = start(host.socket)
+        worker("cycle", ref=held, count=CYCLES)
+        worker.kill()
+        thousand_at_once(start, host, held)
+        until(lambda: use(host.process.pid).descriptors <= before.descriptors)
+
+    assert_settles(host.process.pid, once)
 
 
 def thousand_at_once(start: Start, host: Host, ref: str) -> None:

@@ -37,7 +37,7 @@ log_format = "{format}"
 [fetch]
 part_size = "1MiB"
 retries = 0
-stall_timeout_s = 5.0
+stall_timeout_s = 1.0
 processes = {processes}
 [http]
 proxy = "http://{user}:{word}@127.0.0.1:{port}"

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.engine.many import OPTIONS, PART
+from tests.support.extent import LONG
 from tests.support.origin import Origin
 from weightd.core.parts import MIB
 from weightd.engine.transfer import TransferOptions
@@ -22,6 +23,7 @@ from weightd.engine.workers import IO_THREADS
 from weightd.sources.connection import HttpOptions
 from weightd.sources.safetensors_repo import PROBES
 
+pytestmark = pytest.mark.alone
 HERE = Path(__file__).parents[2]
 LARGE = 5
 """Files of several parts among the many small ones."""
@@ -83,10 +85,12 @@ def fetched(how: str, directory: Path) -> Iterator[tuple[Path, str]]:
             yield path, str(path.relative_to(root))
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(("how", "count"), [("shm", 10_000), ("nvme", 1500), ("export", 1500)])
-def test_many_files(tmp_path: Path, how: str, count: int) -> None:
-    """The count is what each bound would be near if it were lifted; 10,000 where a file takes the most."""
+@pytest.mark.parametrize("how", ["shm", "nvme", "export"])
+def test_many_files(tmp_path: Path, how: str) -> None:
+    """The count is what each bound would be near if it were lifted."""
+    count = 10_000 if LONG else 1500
     files = content(count)
     with Counting({"warm.bin": b"warm"} | {f"m/{p}": d for p, d in files.items()}) as origin:
         (tmp_path / "models.json").write_text(models(origin, files))

@@ -17,6 +17,7 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from tests.engine.machine_rules import running
 from tests.engine.machine_world import PAGE
+from tests.support.extent import LONG
 from tests.support.nursery import Nursery
 from tests.support.tmpfs import mounted, why_not
 from weightd.storage.segments import ROOT
@@ -36,13 +37,14 @@ def mount(tmp_path: Path) -> Iterator[Path]:
         yield place
 
 
-@pytest.mark.timeout(24 * 3600 if EXAMPLES else 300)
+@pytest.mark.long
+@pytest.mark.timeout(24 * 3600 if EXAMPLES else 600)
 def test_the_promises_hold_after_every_step(mount: Path) -> None:
     with Nursery("tests.engine.machine_host") as nursery:
         run_state_machine_as_test(
             running(nursery, mount),
             settings=settings(
-                max_examples=EXAMPLES or 40,
+                max_examples=EXAMPLES or (200 if LONG else 12),
                 stateful_step_count=40,
                 derandomize=not EXAMPLES,
                 database=None,

