@@ -172,8 +172,9 @@ class Play:
         assert len(self.liar.log) - since <= 250 * len(step.tiers)
 
     async def end(self, w: World) -> None:
-        """The origin is honest from now on, and has what was asked for."""
+        """The origin is honest from now on, and has what was asked for; what it sent unasked is on no connection."""
         self.liar.script = honest
+        self.liar.hang_up()
         pinned = self.plan.steps[0].pinned
         if pinned:
             self.liar.now = self.versions[0]

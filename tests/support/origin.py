@@ -196,11 +196,16 @@ class Origin:
         with self._lock:
             # shutdown wakes a thread that is blocked in accept; close alone does not.
             _shutdown(self._listener)
-            for sock in self._open:
-                _shutdown(sock)
+        self.hang_up()
         self._listener.close()
         for thread in self._threads:
             thread.join(10)
+
+    def hang_up(self) -> None:
+        """All connections; it goes on with new ones."""
+        with self._lock:
+            for sock in self._open:
+                _shutdown(sock)
 
     def __enter__(self) -> Self:
         return self.start()
