@@ -200,9 +200,14 @@ def test_leases(host: Cli, fake: Hosted) -> None:
         "pod": "",
         "confirmed": True,
         "uid": 7,
+        "tenant": "",
     }
     assert (waiting["waiting"], waiting["confirmed"], waiting["uid"]) == (True, False, None)
     assert host("leases", GONE).code == 4
+    lease(fake, pid=3, tenant="team-a")
+    header, *rows = (line.split() for line in host("leases").out.splitlines())
+    assert (header[-1], sorted(row[-1] for row in rows)) == ("TENANT", ["-", "team-a"])
+    assert sorted(found["tenant"] for found in host("leases", "--json").objects) == ["", "team-a"]
 
 
 def test_a_real_lease_is_listed_with_this_process(host: Cli, fake: Hosted) -> None:

@@ -252,13 +252,13 @@ def test_what_a_tenant_may_not_see_is_refused_alike_whether_it_is_held(scene: Sc
 def test_leases_and_counts_are_its_own(scene: Scene) -> None:
     """Processes of the other tenant are on the shared model, too, and connected to the same daemon."""
     leases = scene.b("holders")
-    assert {(x["ref"], x["uid"], x["confirmed"]) for x in leases} == {
-        (scene.origin.url(n), TENANT_B.uid, True) for n in (B, SHARED)
+    assert {(x["ref"], x["uid"], x["confirmed"], x["tenant"]) for x in leases} == {
+        (scene.origin.url(n), TENANT_B.uid, True, "b") for n in (B, SHARED)
     }
     status = scene.b("status")
     assert (status["models"], status["leases"]) == (2, len(leases))
-    uids = {x["uid"] for x in scene.member("holders")}
-    assert uids == {TENANT_A.uid, TENANT_B.uid, MEMBER.uid}
+    found = {(x["uid"], x["tenant"]) for x in scene.member("holders")}
+    assert found == {(TENANT_A.uid, "a"), (TENANT_B.uid, "b"), (MEMBER.uid, "")}
 
 
 @pytest.mark.parametrize("said_by", ["who asks", "origin"])

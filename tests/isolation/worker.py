@@ -62,7 +62,13 @@ class Worker:
 
     def holders(self, ref: str = "") -> list[dict[str, Any]]:
         return [
-            {"ref": x.ref, "confirmed": x.holder.confirmed, "uid": x.holder.uid, "command": x.holder.command}
+            {
+                "ref": x.ref,
+                "confirmed": x.holder.confirmed,
+                "uid": x.holder.uid,
+                "command": x.holder.command,
+                "tenant": x.holder.tenant,
+            }
             for x in self.client.leases(ref)
         ]
 

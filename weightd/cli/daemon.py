@@ -100,4 +100,5 @@ def lease_fields(lease: LeaseInfo) -> dict[str, object]:
         "pod": holder.pod,
         "confirmed": holder.confirmed,
         "uid": holder.uid if holder.confirmed else None,
+        "tenant": holder.tenant,
     }

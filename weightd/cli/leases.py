@@ -28,8 +28,12 @@ def command(socket: str | None, ref: str, as_json: bool) -> None:
         for lease in leases:
             emit({"type": "lease", **lease_fields(lease)})
         return
-    header = ("REF", "PID", "COMMAND", "WHERE", "STATE", "FOR")
-    columns(header, [_row(lease) for lease in leases], right=(1,), shrink={0: 24, 2: 12, 3: 12})
+    header: tuple[str, ...] = ("REF", "PID", "COMMAND", "WHERE", "STATE", "FOR")
+    rows = [_row(lease) for lease in leases]
+    if any(lease.holder.tenant for lease in leases):
+        header += ("TENANT",)
+        rows = [(*row, lease.holder.tenant or "-") for row, lease in zip(rows, leases, strict=True)]
+    columns(header, rows, right=(1,), shrink={0: 24, 2: 12, 3: 12})
 
 
 def _row(lease: LeaseInfo) -> tuple[str, ...]:

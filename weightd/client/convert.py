@@ -194,6 +194,7 @@ def _holder(h: pb.Holder) -> Holder:
         pod=h.pod,
         confirmed=h.confirmed,
         uid=h.uid,
+        tenant=h.tenant,
     )
 
 

@@ -177,6 +177,8 @@ class Holder(msgspec.Struct, frozen=True):
 
     `confirmed`: the kernel says that this process is connected to the daemon; then `pid` is that of the daemon's PID
     namespace, and `uid` is known. Else `pid` is that of the process's own namespace.
+
+    `tenant`: of the socket that the lease was taken through, by its name in [[sockets]]; "" for the daemon's own.
     """
 
     pid: int
@@ -186,6 +188,7 @@ class Holder(msgspec.Struct, frozen=True):
     pod: str
     confirmed: bool
     uid: int
+    tenant: str = ""
 
 
 class LeaseInfo(msgspec.Struct, frozen=True):

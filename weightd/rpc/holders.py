@@ -17,8 +17,8 @@ PID_LIMIT: Final = 1 << 22
 
 
 def holder_of(request: pb.AcquireRequest) -> Holder:
-    """On the way of every acquire: a few microseconds. An impossible pid is 0; `confirmed` and `uid` are not the
-    caller's to say."""
+    """On the way of every acquire: a few microseconds. An impossible pid is 0; `confirmed`, `uid` and `tenant` are
+    not the caller's to say."""
     if not request.HasField("holder"):
         return NOBODY
     said = request.holder
@@ -59,4 +59,5 @@ def _holder_to_pb(h: Holder) -> pb.Holder:
         pod=h.pod,
         confirmed=h.confirmed,
         uid=h.uid,
+        tenant=h.tenant,
     )

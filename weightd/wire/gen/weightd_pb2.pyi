@@ -184,7 +184,7 @@ class AcquireRequest(_message.Message):
     def __init__(self, ref: _Optional[str] = ..., revision: _Optional[str] = ..., holder: _Optional[_Union[Holder, _Mapping]] = ...) -> None: ...
 
 class Holder(_message.Message):
-    __slots__ = ("pid", "started", "command", "cgroup", "pod", "confirmed", "uid")
+    __slots__ = ("pid", "started", "command", "cgroup", "pod", "confirmed", "uid", "tenant")
     PID_FIELD_NUMBER: _ClassVar[int]
     STARTED_FIELD_NUMBER: _ClassVar[int]
     COMMAND_FIELD_NUMBER: _ClassVar[int]
@@ -192,6 +192,7 @@ class Holder(_message.Message):
     POD_FIELD_NUMBER: _ClassVar[int]
     CONFIRMED_FIELD_NUMBER: _ClassVar[int]
     UID_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
     pid: int
     started: int
     command: str
@@ -199,7 +200,8 @@ class Holder(_message.Message):
     pod: str
     confirmed: bool
     uid: int
-    def __init__(self, pid: _Optional[int] = ..., started: _Optional[int] = ..., command: _Optional[str] = ..., cgroup: _Optional[str] = ..., pod: _Optional[str] = ..., confirmed: _Optional[bool] = ..., uid: _Optional[int] = ...) -> None: ...
+    tenant: str
+    def __init__(self, pid: _Optional[int] = ..., started: _Optional[int] = ..., command: _Optional[str] = ..., cgroup: _Optional[str] = ..., pod: _Optional[str] = ..., confirmed: _Optional[bool] = ..., uid: _Optional[int] = ..., tenant: _Optional[str] = ...) -> None: ...
 
 class ListLeasesRequest(_message.Message):
     __slots__ = ("ref",)
