@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import aclosing, contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.engine.rig import MIB, Origin, Rig, Served, pattern, running, sha256
-from weightd.core.errors import BudgetExceeded, ModelBusy, ModelLeased, ModelNotFound, ModelPinned
+from weightd.core.errors import BudgetExceeded, ModelBusy, ModelLeased, ModelNotFound, ModelPinned, PathInTheWay
 from weightd.core.policy import Policy, Rule, Rules
-from weightd.engine.api import Event, EventKind, Holder, Tier
+from weightd.engine.api import Event, EventKind, Evicted, Holder, Tier
 from weightd.engine.evict import Watermarks
+from weightd.engine.held import Model
 
 SIZE = MIB
 FIRST, SECOND, THIRD = (f"http://origin/{name}/" for name in ("first", "second", "third"))
@@ -302,3 +304,69 @@ async def test_watermarks(tmp_path: Path) -> None:
         await rig.engine._evictor._drop_to_mark(Tier.SHM, rig.engine._catalog.shm)
         assert len(await resident(rig)) == 2
         await rig.check_idle(blobs=3, segments=2)
+
+
+def in_the_way(rig: Rig, ref: str) -> Path:
+    """A directory where a link of its model has to be: its links cannot be switched."""
+    link = Path(rig.engine.model(ref).directory, "model.bin")
+    link.unlink()
+    link.mkdir()
+    return link
+
+
+async def test_one_that_cannot_be_led_away_keeps_nobody_else(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with running(tmp_path, origin(FIRST, SECOND, THIRD), shm=2 * SIZE) as rig:
+        for ref in (FIRST, SECOND, SECOND):
+            (await rig.acquire(ref)).release()
+        link = in_the_way(rig, FIRST)
+        lease = await rig.acquire(THIRD)
+        assert await resident(rig) == {FIRST, THIRD}
+        (told,) = [r.getMessage() for r in caplog.records]
+        assert told.startswith(f"{FIRST} stays in shared memory: {link} cannot be made: Is a directory")
+        with pytest.raises(PathInTheWay, match=str(link)):
+            await rig.acquire(SECOND)
+        assert len(caplog.records) == 1
+        link.rmdir()
+        (await rig.acquire(SECOND)).release()
+        assert await resident(rig) == {SECOND, THIRD}
+        lease.release()
+        await rig.check_idle(blobs=3, segments=2)
+
+
+async def test_one_that_cannot_be_led_away_keeps_nobody_else_that_is_idle(tmp_path: Path) -> None:
+    rules = Rules({}, Rule(Policy.WARM, 5.0))
+    async with running(tmp_path, origin(FIRST, SECOND, THIRD), residency={"rules": rules}) as rig:
+        for ref in (SECOND, FIRST, THIRD):
+            (await rig.acquire(ref)).release()
+        link = in_the_way(rig, FIRST)
+        later = max(m.last_used for m in rig.engine._catalog.models.values()) + 6
+        await rig.engine._evictor._drop_idle(later)
+        assert await resident(rig) == {FIRST}
+        link.rmdir()
+        await rig.engine._evictor._drop_idle(later)
+        assert await resident(rig) == set()
+        await rig.check_idle(blobs=3, segments=0)
+
+
+async def test_one_that_cannot_be_removed_keeps_nobody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running(tmp_path, origin(FIRST, SECOND, THIRD), nvme=2 * SIZE) as rig:
+        for ref in (FIRST, SECOND):
+            await rig.fetch(ref, tier=Tier.NVME)
+        remover = rig.engine._evictor._remover
+        remove = remover.remove
+
+        async def failing(model: Model, may_go: Callable[[], bool]) -> Evicted | None:
+            if model.ref.text == FIRST:
+                raise OSError(errno.EIO, "the disk")
+            return await remove(model, may_go)
+
+        monkeypatch.setattr(remover, "remove", failing)
+        await rig.fetch(THIRD, tier=Tier.NVME)
+        assert {m.ref for m in rig.engine.models()} == {FIRST, THIRD}
+        await rig.engine.pin(THIRD)
+        with pytest.raises(OSError, match="the disk"):
+            await rig.fetch(SECOND, tier=Tier.NVME)
+        monkeypatch.undo()
+        await rig.fetch(SECOND, tier=Tier.NVME)
+        assert {m.ref for m in rig.engine.models()} == {SECOND, THIRD}
+        await rig.check_idle(blobs=2, segments=0)

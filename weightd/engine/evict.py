@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -33,6 +34,8 @@ NAMED: Final = 6
 
 Missing = Callable[[], Awaitable[int]]
 Tell = Callable[[EventKind, Model, str], None]
+Stuck = dict[Model, WeightdError | OSError]
+"""Models that could not go, although they might: something stands where their links have to be, say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,27 +64,33 @@ class Evictor:
         self._catalog, self._remover, self._leases, self._usage = catalog, remover, leases, usage
         self._marks, self._tell, self._counts = marks, tell, counts
         self._turns = {tier: asyncio.Lock() for tier in Tier}
+        self._told: set[Model] = set()
+        """Of whom the log has that they are stuck."""
 
     async def make_room(self, tier: Tier, missing: Missing, why: str) -> bool:
         """Until nothing is `missing` (bytes; asked again and again), the least valuable models go. False when that
-        cannot be reached: then hardly anything went. Who misses nothing waits for nobody."""
+        cannot be reached: then hardly anything went. Who misses nothing waits for nobody. Raises what kept a model that
+        might have gone, where all others together were not enough."""
         if await missing() <= 0:
             return True
         tried: set[Plan[Model, Blob]] = set()
+        stuck: Stuck = {}
         async with self._turns[tier]:
             while (need := await missing()) > 0:
-                plan = await self._plan(tier, need)
+                plan = await self._plan(tier, need, stuck)
                 # Where nothing went, who was to go has come to be used meanwhile, and others may go.
-                if plan is not None and (await self._carry_out(tier, plan, why) or plan not in tried):
+                if plan is not None and (await self._carry_out(tier, plan, why, stuck) or plan not in tried):
                     tried.add(plan)
                     continue
                 if tier is Tier.NVME or not await self._catalog.drains.change(PATIENCE_S):
+                    for error in stuck.values():
+                        raise error
                     return False
             return True
 
-    async def _plan(self, tier: Tier, need: int) -> Plan[Model, Blob] | None:
+    async def _plan(self, tier: Tier, need: int, stuck: Stuck) -> Plan[Model, Blob] | None:
         held = await self._movable() if tier is Tier.SHM else set(self._catalog.blobs.values())
-        holdings = [self._holding(m, tier, held) for m in self._catalog.snapshots]
+        holdings = [self._holding(m, tier, held, m in stuck) for m in self._catalog.snapshots]
         named = {b for m in self._catalog.snapshots for b in m.blobs.values()}
         spare = {b: b.footprint for b in held - named if not self._wanted(b)}
         return plan_eviction(holdings, need, time.time(), unnamed=spare)
@@ -95,11 +104,11 @@ class Evictor:
         mapped = await self._catalog.io(_mapped, [(b, b.segment) for b in loose if b.segment is not None])
         return set(there) - mapped
 
-    def _holding(self, model: Model, tier: Tier, held: set[Blob]) -> Holding[Model, Blob]:
+    def _holding(self, model: Model, tier: Tier, held: set[Blob], stuck: bool) -> Holding[Model, Blob]:
         blobs = {b: b.footprint for b in held.intersection(model.blobs.values())}
         use = self._usage.of(model.ref) if model.current else Use()
         cost = self._usage.cost(model.ref, model.manifest, tier)
-        return Holding(model, blobs, use, cost, LATENCY_S[tier], protected=self._protected(model, tier))
+        return Holding(model, blobs, use, cost, LATENCY_S[tier], protected=stuck or self._protected(model, tier))
 
     def _protected(self, model: Model, tier: Tier) -> bool:
         """On NVMe a snapshot goes as a whole; in shared memory what others count on stays, and the rest may go."""
@@ -110,23 +119,48 @@ class Evictor:
     def _wanted(self, blob: Blob) -> bool:
         return self._catalog.wanted(blob.record.digest)
 
-    async def _carry_out(self, tier: Tier, plan: Plan[Model, Blob], why: str) -> bool:
+    async def _carry_out(self, tier: Tier, plan: Plan[Model, Blob], why: str, stuck: Stuck) -> bool:
         """Whether anything went: since it was made, somebody may have leased what was to go."""
         if tier is Tier.NVME:
             spare = [b for b in plan.blobs if self._catalog.unnamed(b)]
             await self._remover.remove_unnamed(spare)
-            return bool(sum([await self._drop(m, why) for m in plan.victims]) or spare)
-        return bool(await self._leave(list(plan.victims), set(plan.blobs), why))
+            return bool(sum([await self._drop(m, why, stuck) for m in plan.victims]) or spare)
+        return bool(await self._leave(list(plan.victims), set(plan.blobs), why, stuck))
 
-    async def _drop(self, model: Model, why: str) -> bool:
-        left = await self._remover.remove(model, lambda: not self._protected(model, Tier.NVME))
+    async def _drop(self, model: Model, why: str, stuck: Stuck) -> bool:
+        left = None
+        with self._kept(model, "on NVMe", stuck):
+            left = await self._remover.remove(model, lambda: not self._protected(model, Tier.NVME))
         if left is None:
             return False
         self._tell(EventKind.REMOVED, model, f"{human(left.nvme)} of NVMe freed {why}")
         return True
 
-    async def _leave(self, victims: list[Model], blobs: set[Blob], why: str) -> int:
+    @contextmanager
+    def _kept(self, model: Model, where: str, stuck: Stuck) -> Iterator[None]:
+        """One that cannot go keeps nobody else: it is `stuck`, and told once."""
+        try:
+            yield
+            self._told.discard(model)
+        except (WeightdError, OSError) as e:
+            stuck[model] = e
+            if model not in self._told:
+                self._told = {model, *self._told.intersection(self._catalog.snapshots)}
+                log.warning("%s stays %s: %s", model.ref.shown, where, e)
+
+    async def _leave(self, victims: list[Model], blobs: set[Blob], why: str, stuck: Stuck) -> int:
         """Bytes that left shared memory."""
+        try:
+            return await self._leave_together(victims, blobs, why)
+        except (WeightdError, OSError):
+            left = 0
+            for victim in victims:
+                with self._kept(victim, "in shared memory", stuck):
+                    left += await self._leave_together([victim], blobs.intersection(victim.blobs.values()), why)
+            return left
+
+    async def _leave_together(self, victims: list[Model], blobs: set[Blob], why: str) -> int:
+        """Bytes that left shared memory. Raises what keeps any of them, and then they all stay."""
         async with self._catalog.publishing:
             victims = [m for m in victims if not self._protected(m, Tier.SHM)]
             free = {b for b in blobs - self._needed(victims) if b.in_shm and not self._wanted(b)}
@@ -162,7 +196,7 @@ class Evictor:
     async def _drop_idle(self, now: float) -> None:
         idle = [m for m in self._catalog.models.values() if self._idle(m, now)]
         if idle:
-            await self._leave(idle, {b for m in idle for b in m.blobs.values() if b.in_shm}, "after it was idle")
+            await self._leave(idle, {b for m in idle for b in m.blobs.values() if b.in_shm}, "after it was idle", {})
 
     def _idle(self, model: Model, now: float) -> bool:
         keep = model.rule.keep_idle
