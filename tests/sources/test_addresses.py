@@ -89,8 +89,9 @@ def test_threads_that_begin_together_are_spread(names: Names, pool: ConnectionPo
             return reader
 
         with ThreadPoolExecutor(4) as threads:
-            for future in [threads.submit(work) for _ in range(4)]:
-                future.result().close()
+            open_ones = [future.result() for future in [threads.submit(work) for _ in range(4)]]
+        for reader in open_ones:
+            reader.close()
         assert [origin.connections for origin in origins] == [1, 1, 1, 1]
 
 
