@@ -244,10 +244,9 @@ class Host:
         return sorted((self.state / "blobs/sha256").glob("??/*"))
 
     def on_disk(self) -> int:
-        """Bytes that blobs, ingests and the quarantine take."""
-        return sum(
-            _allocated(p) for d in ("blobs", "ingest", "quarantine") for p in (self.state / d).rglob("*") if p.is_file()
-        )
+        """Bytes that blobs, ingests and the quarantine take. Directories may go under the look."""
+        places = (self.state / d for d in ("blobs", "ingest", "quarantine"))
+        return sum(_allocated(Path(at, name)) for place in places for at, _, names in os.walk(place) for name in names)
 
     def in_shm(self) -> int:
         """Bytes that segments take by their names."""
