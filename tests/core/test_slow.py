@@ -58,6 +58,16 @@ def test_a_busy_flow_gets_its_rate(rate: float, counts: list[int]) -> None:
     assert now == pytest.approx(max(0.0, sum(counts) / rate - BURST_S), rel=1e-6, abs=1e-6)
 
 
+def test_it_limits_until_a_moment_after_the_last_had_to_wait() -> None:
+    bucket = TokenBucket(1000, 0.0)
+    assert bucket.take(100, 1.0) == 0.0
+    assert not bucket.limits(1.0)
+    assert bucket.take(100, 1.0) == pytest.approx(0.1)
+    assert bucket.limits(1.0)
+    assert bucket.limits(1.19)
+    assert not bucket.limits(1.21)
+
+
 def test_windows_are_a_tenth_of_a_second() -> None:
     assert TokenBucket(1000, 0).window(4096) == 100
     assert TokenBucket(1e9, 0).window(4096) == 4096

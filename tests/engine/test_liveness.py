@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.engine.rig import PART, Origin, one, pattern, running
+from tests.engine.test_transfer import taking_over
 from weightd.core.errors import SourceUnavailable
 from weightd.engine import requests as requests_module
 from weightd.engine.api import Tier
@@ -190,6 +191,20 @@ async def test_a_limited_fetch_can_be_stopped(tmp_path: Path) -> None:
         began = time.monotonic()
         await events.aclose()
     assert time.monotonic() - began < 5
+
+
+async def test_what_is_limited_is_not_divided(tmp_path: Path) -> None:
+    """Requests that are cut short cost what is on its way, and where the limit is ours gain nothing."""
+    data = pattern(3 * PART)
+    asked = []
+    for rate in (2 * PART, 1000 * PART):
+        origin, throttle = one(data), Throttle(rate)
+        origin.on_read = lambda *_: time.sleep(0.01)
+        with taking_over(PART // 32):
+            async with running(tmp_path / str(rate), origin, throttle=throttle, receivers=2) as rig:  # type: ignore[arg-type]
+                assert rig.content(await rig.fetch()) == {"model.bin": data}
+        asked.append(len(origin.starts))
+    assert asked[0] == 3 < asked[1]
 
 
 @pytest.mark.parametrize("slow", [True, False])

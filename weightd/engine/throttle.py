@@ -19,6 +19,11 @@ class Throttle:
         """Bytes to move between two `pass_`."""
         return self._bucket.window(most)
 
+    def limits(self) -> bool:
+        """Whether it is what holds up those who move bytes."""
+        with self._lock:
+            return self._bucket.limits(time.monotonic())
+
     def pass_(self, count: int, stop: threading.Event) -> None:
         """Wait until `count` bytes may be moved, or `stop` is set."""
         with self._lock:

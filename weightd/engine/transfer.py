@@ -119,7 +119,8 @@ class Transfer:
             self._start_more(receivers)
             self._over.wait(RAMP_S)
             if time.monotonic() >= look_at:
-                self.requests.replace_slow()
+                if not self._limited():
+                    self.requests.replace_slow()
                 look_at = time.monotonic() + WATCH_S
 
     def _end(self, receivers: list[threading.Thread]) -> None:
@@ -180,9 +181,13 @@ class Transfer:
         task = self._next()
         while task is None and not self.stopping.is_set() and self.requests.divisible:
             self._pause()
-            if (task := self.requests.take_over(warm=warm)) is None:
+            if self._limited() or (task := self.requests.take_over(warm=warm)) is None:
                 self.stopping.wait(IDLE_S)
         return task
+
+    def _limited(self) -> bool:
+        """By ourselves: then a request that is cut or replaced costs what is on its way, and brings nothing sooner."""
+        return self.throttle is not None and self.throttle.limits()
 
     def _pause(self) -> None:
         while self._going and not self._going.wait(PAUSE_S) and not self.stopping.is_set():
