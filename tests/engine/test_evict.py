@@ -370,3 +370,42 @@ async def test_one_that_cannot_be_removed_keeps_nobody_else(tmp_path: Path, monk
         await rig.fetch(SECOND, tier=Tier.NVME)
         assert {m.ref for m in rig.engine.models()} == {SECOND, THIRD}
         await rig.check_idle(blobs=2, segments=0)
+
+
+async def test_one_that_cannot_be_led_away_keeps_only_those_of_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("weightd.core.eviction.MOMENT_S", 0.0)
+    other = "http://origin/other/"
+    served = origin(FIRST, SECOND, THIRD)
+    served.models[other] = served.models[FIRST]
+    async with running(tmp_path, served, shm=2 * SIZE) as rig:
+        for ref in (FIRST, other, *[SECOND] * 9):
+            (await rig.acquire(ref)).release()
+        link = in_the_way(rig, FIRST)
+        await rig.fetch(THIRD, tier=Tier.SHM)
+        assert await resident(rig) == {FIRST, other, THIRD}
+        await rig.engine.pin(THIRD)
+        for _ in range(2):
+            with pytest.raises(PathInTheWay, match=str(link)):
+                await rig.acquire(SECOND)
+        assert sorted(r.getMessage().split()[0] for r in caplog.records) == [FIRST, other]
+        link.rmdir()
+        (await rig.acquire(SECOND)).release()
+        assert await resident(rig) == {SECOND, THIRD}
+        await rig.check_idle(blobs=3, segments=2)
+
+
+async def test_idle_ones_of_the_same_bytes_go_beside_one_that_cannot(tmp_path: Path) -> None:
+    other = "http://origin/other/"
+    served = origin(FIRST, SECOND)
+    served.models[other] = served.models[SECOND]
+    rules = Rules({}, Rule(Policy.WARM, 5.0))
+    async with running(tmp_path, served, residency={"rules": rules}) as rig:
+        for ref in (FIRST, SECOND, other):
+            (await rig.acquire(ref)).release()
+        link = in_the_way(rig, FIRST)
+        later = max(m.last_used for m in rig.engine._catalog.models.values()) + 6
+        await rig.engine._evictor._drop_idle(later)
+        assert await resident(rig) == {FIRST}
+        link.rmdir()

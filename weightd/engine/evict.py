@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -129,7 +129,7 @@ class Evictor:
 
     async def _drop(self, model: Model, why: str, stuck: Stuck) -> bool:
         left = None
-        with self._kept(model, "on NVMe", stuck):
+        with self._kept([model], "on NVMe", stuck):
             left = await self._remover.remove(model, lambda: not self._protected(model, Tier.NVME))
         if left is None:
             return False
@@ -137,27 +137,34 @@ class Evictor:
         return True
 
     @contextmanager
-    def _kept(self, model: Model, where: str, stuck: Stuck) -> Iterator[None]:
-        """One that cannot go keeps nobody else: it is `stuck`, and told once."""
+    def _kept(self, models: Collection[Model], where: str, stuck: Stuck) -> Iterator[None]:
+        """Those that cannot go keep nobody else: they are `stuck`, and told once."""
         try:
             yield
-            self._told.discard(model)
         except (WeightdError, OSError) as e:
-            stuck[model] = e
-            if model not in self._told:
-                self._told = {model, *self._told.intersection(self._catalog.snapshots)}
-                log.warning("%s stays %s: %s", model.ref.shown, where, e)
+            stuck.update(dict.fromkeys(models, e))
+            for model in models:
+                if model not in self._told:
+                    log.warning("%s stays %s: %s", model.ref.shown, where, e)
+            self._told = {*models, *self._told.intersection(self._catalog.snapshots)}
 
     async def _leave(self, victims: list[Model], blobs: set[Blob], why: str, stuck: Stuck) -> int:
         """Bytes that left shared memory."""
         try:
             return await self._leave_together(victims, blobs, why)
         except (WeightdError, OSError):
-            left = 0
-            for victim in victims:
-                with self._kept(victim, "in shared memory", stuck):
-                    left += await self._leave_together([victim], blobs.intersection(victim.blobs.values()), why)
-            return left
+            left = await self._leave_each([[v] for v in victims], blobs, why, stuck)
+            # What has no bytes of its own could not go alone.
+            rest = _sharing([v for v in victims if v not in stuck], {b for b in blobs if b.in_shm})
+            return left + await self._leave_each(rest, blobs, why, stuck)
+
+    async def _leave_each(self, groups: Iterable[list[Model]], blobs: set[Blob], why: str, stuck: Stuck) -> int:
+        left = 0
+        for group in groups:
+            with self._kept(group, "in shared memory", stuck):
+                free = {b for b in blobs if any(m.has(b) for m in group)}
+                left += await self._leave_together(group, free, why)
+        return left
 
     async def _leave_together(self, victims: list[Model], blobs: set[Blob], why: str) -> int:
         """Bytes that left shared memory. Raises what keeps any of them, and then they all stay."""
@@ -165,6 +172,8 @@ class Evictor:
             victims = [m for m in victims if not self._protected(m, Tier.SHM)]
             free = {b for b in blobs - self._needed(victims) if b.in_shm and not self._wanted(b)}
             left = await self._catalog.leave_shm(free)
+        if left.size:
+            self._told.difference_update(victims)
         self._evicted(victims, free, why)
         return left.size
 
@@ -307,6 +316,19 @@ def kept_by_configuration(ref: str) -> ModelPinned:
 
 def _bytes(model: Model, blobs: Iterable[Blob]) -> int:
     return sum(b.footprint for b in blobs if model.has(b))
+
+
+def _sharing(models: Iterable[Model], blobs: set[Blob]) -> list[list[Model]]:
+    """Those that have any of `blobs`, together with whoever shares one with them, or with one of those."""
+    groups: list[tuple[list[Model], set[Blob]]] = []
+    for model in models:
+        group, shared = [model], blobs.intersection(model.blobs.values())
+        if shared:
+            for one in [g for g in groups if g[1] & shared]:
+                groups.remove(one)
+                group, shared = one[0] + group, one[1] | shared
+            groups.append((group, shared))
+    return [group for group, _ in groups]
 
 
 def _mapped(blobs: list[tuple[Blob, Segment]]) -> set[Blob]:
