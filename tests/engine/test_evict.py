@@ -409,3 +409,33 @@ async def test_idle_ones_of_the_same_bytes_go_beside_one_that_cannot(tmp_path: P
         await rig.engine._evictor._drop_idle(later)
         assert await resident(rig) == {FIRST}
         link.rmdir()
+
+
+async def test_one_tier_that_cannot_be_swept_keeps_not_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("weightd.engine.evict.SWEEP_S", 0.01)
+    monkeypatch.setattr("weightd.engine.evict.PATIENCE_S", 0.01)
+    monkeypatch.setattr("weightd.core.eviction.MOMENT_S", 0.0)
+    marks = {Tier.SHM: Watermarks(0.4, 0.4), Tier.NVME: Watermarks(0.7, 0.5)}
+    served, residency = origin(FIRST, SECOND, THIRD), {"marks": marks}
+    async with (
+        running(tmp_path, served, shm=2 * SIZE, nvme=4 * SIZE, residency=residency) as rig,
+        asyncio.timeout(10),
+    ):
+        for ref in (SECOND, THIRD):
+            await rig.fetch(ref, tier=Tier.NVME)
+        for _ in range(9):
+            (await rig.acquire(FIRST)).release()
+        link = in_the_way(rig, FIRST)
+        tending = asyncio.create_task(rig.engine.tend())
+        try:
+            while len(rig.engine.models()) > 2:
+                assert not tending.done(), tending.exception()
+                await asyncio.sleep(0.01)
+            assert len([r for r in caplog.records if "nothing could be evicted" in r.getMessage()]) == 1
+        finally:
+            tending.cancel()
+            await asyncio.wait([tending])
+            link.rmdir()
+        assert FIRST in {m.ref for m in rig.engine.models()}

@@ -66,6 +66,8 @@ class Evictor:
         self._turns = {tier: asyncio.Lock() for tier in Tier}
         self._told: set[Model] = set()
         """Of whom the log has that they are stuck."""
+        self._reasons: dict[str, str] = {}
+        """Why the last sweep could not do each of its works, "" for those that it could."""
 
     async def make_room(self, tier: Tier, missing: Missing, why: str) -> bool:
         """Until nothing is `missing` (bytes; asked again and again), the least valuable models go. False when that
@@ -195,12 +197,20 @@ class Evictor:
         tier; until cancelled."""
         while True:
             await asyncio.sleep(SWEEP_S)
-            try:
-                await self._drop_idle(time.time())
-                for tier, budget in (Tier.SHM, self._catalog.shm), (Tier.NVME, self._catalog.nvme):
-                    await self._drop_to_mark(tier, budget)
-            except (WeightdError, OSError) as e:
-                log.warning("nothing could be evicted: %s", e)
+            await self._swept("idle", self._drop_idle(time.time()))
+            for tier, budget in (Tier.SHM, self._catalog.shm), (Tier.NVME, self._catalog.nvme):
+                await self._swept(tier.name, self._drop_to_mark(tier, budget))
+
+    async def _swept(self, what: str, work: Awaitable[None]) -> None:
+        """What keeps one from being done keeps none of the others; told when it is another reason than before."""
+        reason = ""
+        try:
+            await work
+        except (WeightdError, OSError) as e:
+            reason = str(e)
+        if reason and self._reasons.get(what) != reason:
+            log.warning("nothing could be evicted: %s", reason)
+        self._reasons[what] = reason
 
     async def _drop_idle(self, now: float) -> None:
         idle = [m for m in self._catalog.models.values() if self._idle(m, now)]
