@@ -13,12 +13,14 @@ from pathlib import Path
 import pytest
 
 from tests.engine.rig import PART, REF, Origin, Rig, Served, pattern, running, sha256
+from tests.support.immutable import immutable
 from weightd.core.errors import DiskFull, ModelNotFound, SourceUnavailable, WeightdError
 from weightd.engine.api import CopyState, EventKind, FileCheck, ModelState, Tier
 from weightd.engine.leases import ModelLease
 from weightd.storage.segments import ROOT
 from weightd.storage.state import State
 
+OTHER = "http://origin/other/"
 SHARED = pattern(2 * PART, "shared")
 
 
@@ -428,6 +430,49 @@ async def test_one_that_cannot_be_dropped_is_dropped_later(tmp_path: Path, monke
         await rig.engine._retirer.idle()
         assert revisions(rig) == [(new.revision, True)]
         await rig.check_idle(blobs=4, segments=0)
+
+
+async def move(rig: Rig, ref: str, n: int, tier: Tier = Tier.NVME) -> ModelState:
+    """As `fetch`, of a ref whose versions have no bytes of another's."""
+    rig.origin.models[ref] = {"x": Served(pattern(PART, f"{ref} {n}"))}
+    model = await rig.fetch(ref, tier)
+    await rig.engine._retirer.idle()
+    return model
+
+
+async def test_one_that_cannot_be_led_away_keeps_no_other_in_memory(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running(tmp_path, Origin()) as rig:
+        old = await move(rig, REF, 1, Tier.SHM)
+        link = Path(old.directory) / "x"
+        link.unlink()
+        link.mkdir()
+        await move(rig, REF, 2, Tier.SHM)
+        assert f"an old snapshot could not be dropped: {REF}: {link}" in caplog.text
+        other = await move(rig, OTHER, 1, Tier.SHM)
+        new = await move(rig, OTHER, 2, Tier.SHM)
+        assert in_memory(new)
+        assert not (ROOT / other.files[0].segment[1:]).exists()
+        await rig.check_idle(blobs=4, segments=3)
+        assert caplog.text.count("could not be dropped") == 1
+        link.rmdir()
+        await rig.fetch()
+        await rig.engine._retirer.idle()
+        await rig.check_idle(blobs=4, segments=2)
+
+
+async def test_one_that_cannot_be_dropped_keeps_no_other(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with running(tmp_path, Origin()) as rig:
+        for ref in (REF, OTHER):
+            for n in (1, 2):
+                await move(rig, ref, n)
+        blob = rig.blobs.path(sha256(pattern(PART, f"{REF} 1")))
+    with immutable(blob):
+        async with running(tmp_path, Origin(), keep=0) as rig:
+            await rig.engine._retirer.idle()
+            assert [current for _, current in revisions(rig)] == [True, True]
+            assert f"an old snapshot could not be dropped: {REF}: " in caplog.text
 
 
 async def test_watchers_are_told(tmp_path: Path) -> None:

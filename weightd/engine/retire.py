@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from weightd.core.errors import WeightdError
 from weightd.core.retention import due
 from weightd.engine.catalog import Catalog
-from weightd.engine.held import Model
+from weightd.engine.held import Blob, Model
 from weightd.engine.remove import Remover
 
 log = logging.getLogger(__name__)
@@ -24,6 +25,9 @@ class Retirer:
         self._again = False
         self._stopped = False
         self._task: asyncio.Task[None] | None = None
+        self._reasons: set[str] = set()
+        self._before: set[str] = set()
+        """What kept some from going, this time and the last: told once."""
         catalog.settled = self.kick
 
     def kick(self) -> None:
@@ -45,13 +49,22 @@ class Retirer:
     async def _run(self) -> None:
         while self._again:
             self._again = False
-            try:
-                for model in list(self._due()):
+            self._before, self._reasons = self._reasons, set()
+            for model in list(self._due()):
+                with self._told_if_not(model.ref.shown):
                     await self._retire(model)
-                await self._leave_memory()
-            except (WeightdError, OSError) as e:
-                # Tried again when something else ends, and after the next start.
-                log.warning("an old snapshot could not be dropped: %s", e)
+            await self._leave_memory()
+
+    @contextmanager
+    def _told_if_not(self, what: str) -> Iterator[None]:
+        """One that cannot go keeps no other. Tried again when something else ends, and after the next start."""
+        try:
+            yield
+        except (WeightdError, OSError) as e:
+            reason = f"{what}: {e}"
+            if reason not in self._reasons | self._before:
+                log.warning("an old snapshot could not be dropped: %s", reason)
+            self._reasons.add(reason)
 
     def _due(self) -> Iterator[Model]:
         snapshots = self._catalog.snapshots
@@ -76,8 +89,22 @@ class Retirer:
             used = {b for m in snapshots if m.current or m.claimed for b in m.blobs.values()}
             unused = {b for m in idle for b in m.blobs.values() if b.in_shm} - used
             if not self._stopped:
-                # All at once: each call relinks, and waits for readers (`kernel.paths_followed`).
-                await catalog.leave_shm(b for b in unused if not catalog.wanted(b.record.digest))
+                await self._leave({b for b in unused if not catalog.wanted(b.record.digest)})
             for model in idle:
                 if not self._stopped:
-                    await catalog.relink(model)
+                    with self._told_if_not(model.ref.shown):
+                        await catalog.relink(model)
+
+    async def _leave(self, blobs: set[Blob]) -> None:
+        """All at once, as each call relinks, and waits for readers (`kernel.paths_followed`); where that cannot be,
+        those together that the same snapshots have."""
+        catalog = self._catalog
+        try:
+            await catalog.leave_shm(blobs)
+        except (WeightdError, OSError):
+            shared: dict[tuple[Model, ...], list[Blob]] = {}
+            for blob in blobs:
+                shared.setdefault(tuple(m for m in catalog.snapshots if m.has(blob)), []).append(blob)
+            for models, some in shared.items():
+                with self._told_if_not(models[0].ref.shown):
+                    await catalog.leave_shm(some)
