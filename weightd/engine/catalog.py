@@ -31,6 +31,7 @@ from weightd.engine.tenant_rights import Rights
 from weightd.engine.threads import finish
 from weightd.engine.workers import Workers
 from weightd.kernel import paths_followed
+from weightd.storage.direct import left_behind
 from weightd.storage.protocols import BlobStore, Residue, Segment, SegmentStore
 from weightd.storage.state import BlobRecord, State
 from weightd.storage.tenant_files import TenantFiles
@@ -114,8 +115,9 @@ class Catalog:
         kept = [r for r in records if r.sound and self.store.size(r.digest) == r.size]
         # A blob without a record was renamed but not recorded before a crash: only its ledger can prove it.
         for digest in set(self.store.digests()) - {r.digest for r in kept}:
-            if not self.store.restore(digest):
-                self.store.delete(digest)
+            with left_behind(self.store.path(digest)):
+                if not self.store.restore(digest):
+                    self.store.delete(digest)
         self.store.drop_leftovers()
         return kept
 

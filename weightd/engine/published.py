@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable, Sequence
-from contextlib import AsyncExitStack
+import logging
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager
 
 from weightd.core.digest import Digest
+from weightd.core.errors import DiskFull, WeightdError
 from weightd.core.manifest import Manifest, told_apart
 from weightd.core.policy import Rules
 from weightd.core.refs import Ref, parse_ref
@@ -14,6 +16,8 @@ from weightd.engine.catalog import Catalog
 from weightd.engine.held import Blob, Model
 from weightd.engine.threads import finish
 from weightd.storage.state import ModelRecord
+
+log = logging.getLogger(__name__)
 
 
 class Published:
@@ -46,14 +50,17 @@ class Published:
         ref, held = parse_ref(record.ref), self._catalog.blobs
         blobs = {path: held[d] for path, d in record.digests.items() if d in held and d not in others}
         model = self._model(ref, record.manifest, blobs, record.last_used)
-        await self.forget(model, set(blobs.values()))
+        with _told(model, "is not removed as a whole"):
+            await self.forget(model, set(blobs.values()))
 
     async def _adopt(self, record: ModelRecord) -> None:
         blobs = {path: self._catalog.blobs[d] for path, d in record.digests.items()}
         model = self._model(parse_ref(record.ref), record.manifest, blobs, record.last_used)
-        await self._catalog.links.link(model)
+        with _told(model, "is not shown in its directory"):
+            await self._catalog.links.link(model)
+            if record.current:
+                await self._catalog.links.switch(model, record.manifest)
         if record.current:
-            await self._catalog.links.switch(model, record.manifest)
             self._catalog.snapshots.switch(model)
         else:
             self._catalog.snapshots.add_old(model)
@@ -187,3 +194,15 @@ class Published:
 
     def _show_again(self, blobs: Iterable[Blob]) -> None:
         self._catalog.blobs |= {b.record.digest: b for b in blobs}
+
+
+@contextmanager
+def _told(model: Model, what: str) -> Iterator[None]:
+    """What stands in the way of one model keeps no other from being served; who asks for it is told as well. Raises
+    DiskFull, which is about all."""
+    try:
+        yield
+    except DiskFull:
+        raise
+    except (WeightdError, OSError) as e:
+        log.warning("%s %s: %s", model.ref.shown, what, e)

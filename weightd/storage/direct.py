@@ -7,6 +7,7 @@ so only a file's last block is not: it goes through an aligned block of our own,
 from __future__ import annotations
 
 import errno
+import logging
 import mmap
 import os
 from collections.abc import Iterator
@@ -14,8 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from weightd.core.budget import human
-from weightd.core.errors import AccessDenied, Corruption, DiskFull
+from weightd.core.errors import AccessDenied, Corruption, DiskFull, WeightdError
 from weightd.core.parts import ALIGN
+
+log = logging.getLogger(__name__)
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -59,6 +62,16 @@ def damage_errors(what: str) -> Iterator[None]:
         if e.errno not in DAMAGE:
             raise
         raise Corruption(f"{what} cannot be read: {DAMAGE[e.errno]}") from None
+
+
+@contextmanager
+def left_behind(path: Path) -> Iterator[None]:
+    """What an earlier process left and cannot be removed keeps no start from what else it does: it is told, and tried
+    again at the next."""
+    try:
+        yield
+    except (WeightdError, OSError) as e:
+        log.warning("%s is left over, and cannot be removed: %s", path, e)
 
 
 def check_free(directory: Path, size: int) -> None:

@@ -20,7 +20,15 @@ from typing import Final
 
 from weightd.core.errors import PathInTheWay, Unavailable, WeightdError
 from weightd.core.lifecycle import INGEST, IngestState, Lifecycle
-from weightd.storage.direct import damage_errors, disk_errors, fsync_directory, open_direct, pread_all, pwrite_all
+from weightd.storage.direct import (
+    damage_errors,
+    disk_errors,
+    fsync_directory,
+    left_behind,
+    open_direct,
+    pread_all,
+    pwrite_all,
+)
 from weightd.storage.kept import LEDGER, Kept, allocated_below, name_of, used
 from weightd.storage.ledger import Ledger, LedgerHeader
 from weightd.storage.owners import parse_owner, this_process
@@ -345,8 +353,9 @@ class IngestDirectory:
             names.add(name)
         for entry in os.scandir(self.root):
             if not entry.is_dir(follow_symlinks=False) and not self._in_use(entry.name):
-                os.unlink(entry.path)
-                count += 1
+                with left_behind(Path(entry.path)):
+                    os.unlink(entry.path)
+                    count += 1
         return count
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from weightd.core.errors import PathInTheWay
 from weightd.core.manifest import check_path
-from weightd.storage.direct import disk_errors
+from weightd.storage.direct import disk_errors, left_behind
 
 TEMPORARY = ".weightd-"
 CURRENT = "current"
@@ -93,16 +93,18 @@ class ModelDirectories:
         what somebody else put there stays."""
         for directory in self.root.glob("*/*"):
             names = directory.parent.name, directory.name
-            if names not in known and directory.is_dir() and not directory.is_symlink() and _only_links(directory):
-                self.remove(*names)
+            with left_behind(directory):
+                if names not in known and directory.is_dir() and not directory.is_symlink() and _only_links(directory):
+                    self.remove(*names)
 
     def drop_leftovers(self) -> None:
         """What an earlier process left half built."""
         for path in self.root.glob(f"*/{TEMPORARY}*"):
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+            with left_behind(path):
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
 
 
 def _point(link: Path, text: str, scratch: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Final
 from weightd.core.lifecycle import SegmentState
 from weightd.core.numa import Placement
 from weightd.storage import nodes
+from weightd.storage.direct import left_behind
 from weightd.storage.places import Place
 from weightd.storage.protocols import SegmentIdentity
 from weightd.storage.tmpfs import TmpfsSegment, adopted
@@ -101,8 +102,11 @@ class TmpfsStore:
             return False
         if status.st_uid != os.geteuid() or stat.S_ISDIR(status.st_mode):
             return False
-        self._place.unlink(name)
-        return True
+        gone = False
+        with left_behind(self._place.root / name):
+            self._place.unlink(name)
+            gone = True
+        return gone
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._prefix} in {self._place.root}>"
