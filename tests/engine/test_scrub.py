@@ -6,14 +6,17 @@ import asyncio
 import errno
 import json
 import os
+import time
 from contextlib import aclosing
 from pathlib import Path
 
 import pytest
 
 from tests.engine.rig import PART, REF, Origin, Rig, Served, one, pattern, running, sha256
+from tests.support.serving import until
 from weightd.core.errors import AccessDenied, ModelNotFound, SourceNotFound
 from weightd.engine.api import CopyState, Event, EventKind, FileCheck, Tier, VerifyProgress
+from weightd.engine.patrol import PatrolOptions
 
 DATA = pattern(40 * PART + 3)
 SOUND, REPAIRED, LOST, ABSENT = CopyState.SOUND, CopyState.REPAIRED, CopyState.LOST, CopyState.ABSENT
@@ -293,6 +296,37 @@ async def test_a_verification_that_nobody_waits_for_ends(tmp_path: Path) -> None
             async with asyncio.timeout(2):
                 await events.aclose()
         assert [c.nvme for c in await verify(rig)] == [SOUND]
+
+
+async def test_one_that_is_mended_from_an_origin_that_hangs_keeps_no_other_from_being_verified(tmp_path: Path) -> None:
+    other = "http://origin/other/"
+    origin = one(DATA)
+    origin.models[other] = {"other.bin": Served(b"other")}
+    async with running(tmp_path, origin, patrol=PatrolOptions(0.05)) as rig:
+        await rig.fetch(tier=Tier.NVME)
+        await rig.fetch(other, tier=Tier.NVME)
+        flip(blob(rig))
+        origin.hold()
+        mending = asyncio.create_task(verify(rig, REF))
+        await asyncio.to_thread(origin.reached.wait, 10)
+        assert [c.nvme for c in await verify(rig, other)] == [SOUND]
+        patrol = asyncio.create_task(rig.engine.patrol())
+        since, record = time.time(), rig.engine._catalog.blobs[sha256(b"other")]
+        await until(lambda: record.record.last_verified > since)
+        origin.release()
+        assert [c.nvme for c in await mending] == [REPAIRED]
+        patrol.cancel()
+        await asyncio.wait([patrol])
+
+
+async def test_one_whose_answers_are_not_read_keeps_no_other_from_being_verified(tmp_path: Path) -> None:
+    files = {name: Served(pattern(PART, name)) for name in ("a", "b")}
+    async with running(tmp_path, Origin({REF: files})) as rig:
+        await rig.fetch(tier=Tier.SHM)
+        async with aclosing(rig.engine.verify()) as stopped:
+            await anext(stopped)
+            assert [c.nvme for c in await verify(rig)] == [SOUND, SOUND]
+            assert [c.nvme async for c in stopped if isinstance(c, FileCheck)] == [SOUND, SOUND]
 
 
 async def test_two_at_once_take_turns(tmp_path: Path) -> None:

@@ -9,14 +9,15 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
+from weakref import WeakValueDictionary
 
 import msgspec
 
 from weightd.core.digest import Digest
-from weightd.core.errors import BudgetExceeded, NotFound, WeightdError
+from weightd.core.errors import BudgetExceeded, ModelBusy, NotFound, WeightdError
 from weightd.core.refs import Ref
 from weightd.engine.api import CopyState, EventKind, FileCheck, Tier, VerifyProgress, VerifyStatus
 from weightd.engine.catalog import Catalog
@@ -53,21 +54,28 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class _Way:
-    """Of one check. `preempt` ends its reading from outside; what it has begun to mend it ends."""
+    """Of one check, by `copies`. `preempt` ends its reading from outside; what it has begun to mend it ends."""
 
+    copies: Copies
     quick: bool = False
     manner: Manner = field(default_factory=Manner)
     preempt: threading.Event | None = None
 
 
 class Scrubber:
-    """One verification at a time. `restore(model, tier)` makes a model whole again, from its origin where need be."""
+    """One copy is read at a time, and one blob is in the hands of one verification; what is mended, which may take as
+    long as an origin likes, keeps no other blob from being verified.
+
+    `restore(model, tier)` makes a model whole again, from its origin where need be.
+    """
 
     def __init__(self, catalog: Catalog, restore: Restore, emit: Emit) -> None:
         self._catalog, self._restore, self._emit = catalog, restore, emit
-        self._copies = Copies(catalog.store)
         self._turn = asyncio.Lock()
+        self._blobs: WeakValueDictionary[Digest, asyncio.Lock] = WeakValueDictionary()
         self._callers = 0
+        self._quiet = asyncio.Event()
+        self._quiet.set()
         self._preempt = threading.Event()
         self.tally = Tally()
 
@@ -84,20 +92,32 @@ class Scrubber:
 
     async def verify(self, models: Iterable[Model], *, quick: bool) -> AsyncGenerator[FileCheck | VerifyProgress]:
         """Progress, and what was found of each file, in order. `quick` compares sizes only. Closing it stops it."""
-        self._callers += 1
-        self._preempt.set()
         models = list(models)
+        way = _Way(Copies(self._catalog.store), quick)
+        with self._counted(1), self._catalog.using(models):
+            async with aclosing(self._verify(models, way)) as events:
+                async for event in events:
+                    yield event
+
+    @contextmanager
+    def _counted(self, change: int) -> Iterator[None]:
+        """Of those who wait for a verification to read on."""
+        self._count(change)
         try:
-            with self._catalog.using(models):
-                async with self._turn, aclosing(self._verify(models, _Way(quick))) as events:
-                    async for event in events:
-                        yield event
+            yield
         finally:
-            self._callers -= 1
+            self._count(-change)
+
+    def _count(self, change: int) -> None:
+        self._callers += change
+        if self._callers:
+            self._quiet.clear()
+            self._preempt.set()
+        else:
+            self._quiet.set()
 
     async def _verify(self, models: list[Model], way: _Way) -> AsyncGenerator[FileCheck | VerifyProgress]:
-        copies = self._copies
-        copies.read = 0
+        copies = way.copies
         found: dict[Digest, FileCheck] = {}
         total = 0 if way.quick else _bytes({b.record.digest: b for m in models for b in m.blobs.values()}.values())
         for model in models:
@@ -118,22 +138,30 @@ class Scrubber:
     async def check(self, blob: Blob, manner: Manner) -> FileCheck | None:
         """One blob, for nobody who waits. None for one that no model has, which is dropped when it is damaged.
 
-        Raises Preempted when somebody wants to `verify` before it has been read.
+        Raises Preempted when somebody wants to `verify` before it has been read, ModelBusy where somebody does verify
+        or mend it.
         """
-        async with self._turn:
-            if self._callers:
-                raise Preempted
-            self._preempt.clear()
-            way = _Way(manner=manner, preempt=self._preempt)
-            for model in self._catalog.snapshots:
-                for path, one in model.blobs.items():
-                    if one.record.digest == blob.record.digest:
-                        with self._catalog.using([model]):
-                            return await self._check(model, path, blob, way)
+        await self._quiet.wait()
+        if self._of(blob.record.digest).locked():
+            raise ModelBusy("it is being verified", remedy="Try again when that has ended.")
+        way = _Way(Copies(self._catalog.store), manner=manner, preempt=self._preempt)
+        for model in self._catalog.snapshots:
+            for path, one in model.blobs.items():
+                if one.record.digest == blob.record.digest:
+                    with self._catalog.using([model]):
+                        return await self._check(model, path, blob, way)
+        async with self._of(blob.record.digest):
             await self._check_unnamed(blob, way)
-            return None
+        return None
+
+    def _of(self, digest: Digest) -> asyncio.Lock:
+        return self._blobs.setdefault(digest, asyncio.Lock())
 
     async def _check(self, model: Model, path: str, blob: Blob, way: _Way) -> FileCheck:
+        async with self._of(blob.record.digest):
+            return await self._check_alone(model, path, blob, way)
+
+    async def _check_alone(self, model: Model, path: str, blob: Blob, way: _Way) -> FileCheck:
         began = time.time()
         digest = blob.record.digest
         here = digest in self._catalog.blobs  # or it was lost earlier, and may be had again
@@ -144,7 +172,8 @@ class Scrubber:
         if not nvme or shm is False:
             if here and self._catalog.blobs.get(digest) is not blob:
                 return msgspec.structs.replace(check, detail="replaced while it was read; verify again")
-            check = await self._mended(model, check, blob, here=here, nvme=nvme, shm=shm)
+            with self._counted(-1 if way.preempt is None else 0):
+                check = await self._mended(model, check, blob, here=here, nvme=nvme, shm=shm)
         if not way.quick and check.nvme is not CopyState.LOST:
             self.tally.given_up.pop(digest, None)
             await self._catalog.verified(blob, began)
@@ -191,7 +220,7 @@ class Scrubber:
             size = 0
             await catalog.io(catalog.store.delete, blob.record.digest)
         try:
-            await self._in_thread(self._copies.rewrite, threading.Event(), blob)
+            await self._in_thread(Copies(catalog.store).rewrite, threading.Event(), blob)
             await catalog.links.admit(blob)
         finally:
             catalog.nvme.cancel(size)
@@ -234,14 +263,18 @@ class Scrubber:
             await self._catalog.drop(blob)
 
     async def _sound(self, blob: Blob, tier: Tier, way: _Way) -> bool:
+        copies, preempt = way.copies, way.preempt
         if way.quick:
-            return await self._catalog.io(self._copies.size_fits, blob, tier)
-        try:
-            return await self._in_thread(
-                self._copies.digest_fits, way.preempt or threading.Event(), blob, tier, way.manner
-            )
-        except Stopped:
-            raise Preempted from None
+            return await self._catalog.io(copies.size_fits, blob, tier)
+        async with self._turn:
+            if preempt is not None:
+                if self._callers:
+                    raise Preempted
+                preempt.clear()
+            try:
+                return await self._in_thread(copies.digest_fits, preempt or threading.Event(), blob, tier, way.manner)
+            except Stopped:
+                raise Preempted from None
 
     async def _in_thread(self, call: Callable[..., bool], stopping: threading.Event, *args: object) -> bool:
         return await in_own_thread(lambda: call(*args, stopping), stopping.set, "weightd-verify")
