@@ -6,12 +6,12 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from weightd.core.digest import parse_digest
-from weightd.core.errors import Draining
+from weightd.core.errors import Draining, TooSlow
 from weightd.core.progress import Progress
 from weightd.engine.api import EngineApi, Event, Lease, ModelState
 from weightd.rpc import peers
@@ -25,6 +25,9 @@ from weightd.wire.convert import manifest_to_pb, progress_to_pb
 from weightd.wire.gen import weightd_pb2 as pb
 from weightd.wire.methods import Method
 from weightd.wire.runtime import grpc
+
+UNREAD_S: Final = 60.0
+"""After which a client that reads nothing of a verification has no more of it."""
 
 
 class Service:
@@ -106,7 +109,7 @@ class Service:
         self._admit()
         async with contextlib.aclosing(self._engine.verify(request.ref, quick=request.quick)) as steps:
             async for step in steps:
-                await context.write(verify_to_pb(step).SerializeToString())
+                await _read(context.write(verify_to_pb(step).SerializeToString()))
 
     async def list_models(self, _: pb.ListModelsRequest, __: Context) -> pb.ListModelsResponse:
         return pb.ListModelsResponse(models=[model_to_pb(m) for m in self._engine.models()])
@@ -179,6 +182,18 @@ async def _send(
 ) -> None:
     if progress is not None:
         await context.write(event(progress=progress_to_pb(progress)).SerializeToString())
+
+
+async def _read(writing: Awaitable[None]) -> None:
+    """Raises TooSlow where a client does not read, stopped or waiting for somebody who reads: what it verifies is held
+    meanwhile, and must not be for ever."""
+    try:
+        async with asyncio.timeout(UNREAD_S):
+            await writing
+    except TimeoutError:
+        raise TooSlow(
+            f"what was found was not read for {UNREAD_S:g} s", remedy="Verify again, and write the output to a file."
+        ) from None
 
 
 async def _next(events: AsyncGenerator[Event, None]) -> Event | None:
