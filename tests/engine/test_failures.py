@@ -301,7 +301,7 @@ async def test_an_older_snapshot_does_not_come_back(tmp_path: Path) -> None:
         assert held.revision != new.revision == lease.model.revision == rig.engine.model(REF).revision
 
 
-@pytest.mark.parametrize("damage", ["zeroed", "truncated", "emptied", "deleted", "symlink"])
+@pytest.mark.parametrize("damage", ["zeroed", "truncated", "emptied", "deleted", "symlink", "fifo"])
 async def test_a_damaged_blob_is_fetched_again(tmp_path: Path, damage: str) -> None:
     other = "http://origin/other/"
     files = {"a": Served(DATA), "b": Served(pattern(PART, "b"))}
@@ -431,3 +431,5 @@ def _damage(path: Path, how: str) -> None:
             path.mkdir()
         elif how == "symlink":
             path.symlink_to("elsewhere")
+        elif how == "fifo":
+            os.mkfifo(path)

@@ -32,6 +32,8 @@ DAMAGE = {
     errno.EUCLEAN: "the file system reports that it is damaged",
     errno.ELOOP: "a symlink stands in its place",
     errno.EISDIR: "a directory stands in its place",
+    errno.ESPIPE: "a pipe stands in its place",
+    errno.ENXIO: "a socket stands in its place",
 }
 
 
