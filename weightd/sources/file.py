@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import os
 import stat as st
@@ -21,6 +20,7 @@ from weightd.core.manifest import FileSpec, Manifest, Validator, check_path, mak
 from weightd.core.refs import Ref
 from weightd.sources import net, urls
 from weightd.sources import safetensors_repo as repo
+from weightd.sources.apart import apart
 from weightd.sources.protocols import FromOrigin, Shared
 
 _READ = 8 << 20
@@ -46,19 +46,19 @@ class FileSource(FromOrigin):
 
     async def _files(self, ref: Ref) -> list[FileSpec]:
         path = path_of(ref.text)
-        mode = (await asyncio.to_thread(_stat, path, path.name)).st_mode
+        mode = (await apart(_stat, path, path.name)).st_mode
         if st.S_ISDIR(mode):
             return await _directory(_Folder(path))
         if ref.text.endswith("/"):
             raise SourceNotFound(f"{path} is a file, not a directory", remedy="Drop the '/' at the end.")
-        file = await asyncio.to_thread(pinned, path, path.name)
+        file = await apart(pinned, path, path.name)
         if urls.shape(ref.text) is urls.Shape.INDEX:
             return await repo.of_index(_Folder(path.parent), file)
         return [file]
 
     async def stat(self, ref: Ref, path: str, url: str, *, size: int | None, digest: Digest | None) -> FileSpec:
         try:
-            return await asyncio.to_thread(pinned, path_of(url), path, size, digest)
+            return await apart(pinned, path_of(url), path, size, digest)
         except WeightdError as e:
             raise e.about(ref=ref.shown, file=path) from None
 
@@ -146,7 +146,7 @@ class _Folder:
         self.path = path
 
     async def find(self, path: str, *, optional: bool = False) -> FileSpec | None:
-        return await asyncio.to_thread(_find, self.path / check_path(path), path, optional)
+        return await apart(_find, self.path / check_path(path), path, optional)
 
     async def read(self, file: FileSpec) -> bytes:
         return await repo.read_in_thread(FileReader(file), file.size)
@@ -166,13 +166,13 @@ def url_of(path: Path) -> str:
 
 
 async def _directory(folder: _Folder) -> list[FileSpec]:
-    names = await asyncio.to_thread(_listed, folder.path)
+    names = await apart(_listed, folder.path)
     index = await folder.find(repo.INDEX)
     found = await repo.of_index(folder, index) if index is not None else await repo.siblings(folder)
     known = {f.path: f for f in found}
 
     async def listed(name: str) -> FileSpec:
-        return await asyncio.to_thread(pinned, folder.path / name, check_path(name))
+        return await apart(pinned, folder.path / name, check_path(name))
 
     known |= {f.path: f for f in await repo.bounded(listed, [n for n in names if n not in known])}
     if not any(path.endswith(repo.WEIGHTS) for path in known):
