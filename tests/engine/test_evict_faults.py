@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 from pathlib import Path
 
 import pytest
 
 from tests.engine.rig import MIB, SECONDS, Origin, Rig, Served, pattern, running, sha256
 from tests.support.immutable import immutable
-from weightd.core.errors import AccessDenied
+from weightd.core.errors import AccessDenied, Unavailable
 from weightd.core.policy import Rule, Rules
 from weightd.engine.api import ModelState, Tier
+from weightd.storage.places import Place
 
 SIZE = MIB
 FIRST, SECOND = "http://origin/first/", "http://origin/second/"
@@ -71,6 +74,30 @@ async def test_a_segment_that_cannot_be_unlinked_stays_and_the_others_go(tmp_pat
             lease.release()
             await served(rig)
             await rig.check_idle(blobs=2, segments=2)
+        await rig.engine.evict(FIRST)
+        await rig.check_idle(blobs=2, segments=0)
+
+
+async def test_a_segment_that_cannot_be_looked_at_stays_and_is_served_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tmp_path, origin()) as rig, asyncio.timeout(SECONDS):
+        await rig.fetch(FIRST, Tier.SHM)
+
+        def refused(place: Place, name: str) -> os.stat_result:
+            raise PermissionError(errno.EACCES, "Permission denied")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Place, "stat", refused)
+            with pytest.raises(Unavailable, match="Permission denied"):
+                await rig.engine.evict(FIRST)
+            await rig.engine._catalog.detach(rig.engine._catalog.blobs[sha256(A)])
+            assert (await rig.engine.status()).shm.draining == SIZE
+        while (await rig.engine.status()).shm.draining:  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(0.01)
+        lease = await rig.acquire(FIRST)
+        lease.release()
+        await served(rig)
         await rig.engine.evict(FIRST)
         await rig.check_idle(blobs=2, segments=0)
 

@@ -226,6 +226,11 @@ class TmpfsSegment:
             return _identity_of(self._place.stat(self._file)) == self._identity
         except FileNotFoundError:
             return False
+        except OSError as e:
+            raise Unavailable(
+                f"{self.path} cannot be looked at: {e.strerror}",
+                remedy=f"{self._place.root} must stay open to weightd's user.",
+            ) from None
 
     def _unmap(self) -> None:
         self._view.release()
