@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+from contextlib import aclosing
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from tests.engine.rig import MIB, SECONDS, Origin, Rig, Served, pattern, running
 from tests.support.immutable import immutable
 from weightd.core.errors import AccessDenied, Unavailable
 from weightd.core.policy import Rule, Rules
-from weightd.engine.api import ModelState, Tier
+from weightd.engine.api import EventKind, ModelState, Tier
 from weightd.storage.places import Place
 
 SIZE = MIB
@@ -122,6 +123,25 @@ async def test_a_damaged_segment_that_cannot_be_unlinked_is_not_served_and_count
             while (await rig.engine.status()).shm.draining:  # noqa: ASYNC110 - nobody tells
                 await asyncio.sleep(0.01)
         await rig.check_idle(blobs=2, segments=2)
+
+
+async def test_what_is_left_of_one_that_was_removed_is_told_as_that(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its record has gone, and it is not held any more: only a file stays, for the next start."""
+    third = "http://origin/third/"
+    models = {SECOND: {"c.bin": Served(C)}, third: {"d.bin": Served(B)}}
+    async with running(tmp_path, Origin(models), nvme=SIZE) as rig, aclosing(rig.engine.watch()) as events:
+        coming = asyncio.ensure_future(anext(events))
+        await rig.fetch(SECOND)
+        with immutable(rig.blobs.path(sha256(C))):
+            await rig.fetch(third)
+        assert {m.ref for m in rig.engine.models()} == {third}
+        (told,) = [r.getMessage() for r in caplog.records]
+        assert told.startswith(f"{SECOND} is not held any more, but not all of it could be removed: ")
+        kinds = [(await coming).kind]
+        while EventKind.REMOVED not in kinds:
+            kinds.append((await anext(events)).kind)
 
 
 async def test_what_the_system_refuses_does_not_end_what_looks_for_idle_models(

@@ -133,9 +133,10 @@ class Evictor:
         left = None
         with self._kept([model], "on NVMe", stuck):
             left = await self._remover.remove(model, lambda: not self._protected(model, Tier.NVME))
-        if left is None:
+        if left is None and (model not in stuck or model in self._catalog.snapshots):
             return False
-        self._tell(EventKind.REMOVED, model, f"{human(left.nvme)} of NVMe freed {why}")
+        freed = f"{human(left.nvme)} of NVMe freed" if left else "what could be freed of it"
+        self._tell(EventKind.REMOVED, model, f"{freed} {why}")
         return True
 
     @contextmanager
@@ -147,7 +148,9 @@ class Evictor:
             stuck.update(dict.fromkeys(models, e))
             for model in models:
                 if model not in self._told:
-                    log.warning("%s stays %s: %s", model.ref.shown, where, e)
+                    held = model in self._catalog.snapshots
+                    what = f"stays {where}" if held else "is not held any more, but not all of it could be removed"
+                    log.warning("%s %s: %s", model.ref.shown, what, e)
             self._told = {*models, *self._told.intersection(self._catalog.snapshots)}
 
     async def _leave(self, victims: list[Model], blobs: set[Blob], why: str, stuck: Stuck) -> int:

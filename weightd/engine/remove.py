@@ -26,8 +26,11 @@ class Remover:
             if model not in catalog.snapshots or not may_go() or any(catalog.wanted(b.record.digest) for b in own):
                 return None
             left = Evicted(_shm(own), 0, sum(b.footprint for b in own))
-            await self._published.forget(model, own)
-            self._gone(model)
+            try:
+                await self._published.forget(model, own)
+            finally:
+                if model not in catalog.snapshots:  # Else its record could not go.
+                    self._gone(model)
             return left
 
     @asynccontextmanager
