@@ -144,6 +144,26 @@ async def test_what_is_left_of_one_that_was_removed_is_told_as_that(
             kinds.append((await anext(events)).kind)
 
 
+async def test_bytes_of_a_failed_fetch_that_cannot_be_removed_keep_nobody_from_room(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    third = "http://origin/third/"
+    origin = Origin({FIRST: {"a.bin": Served(A), "b.bin": Served(b"b")}, third: {"d.bin": Served(C)}})
+    origin.hold(lambda path, offset: path == "b.bin")
+    async with running(tmp_path, origin, nvme=SIZE + MIB // 2) as rig, asyncio.timeout(SECONDS):
+        left, catalog = rig.blobs.path(sha256(A)), rig.engine._catalog
+        fetch = asyncio.create_task(rig.fetch(FIRST))
+        while sha256(A) not in catalog.blobs:  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(0.01)
+        fetch.cancel()
+        await asyncio.wait([fetch])
+        while rig.engine._fetcher._flights._tasks:  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(0.01)
+        with immutable(left):
+            await rig.fetch(third)
+        assert str(left) in caplog.text
+
+
 async def test_what_the_system_refuses_does_not_end_what_looks_for_idle_models(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -124,10 +124,21 @@ class Evictor:
     async def _carry_out(self, tier: Tier, plan: Plan[Model, Blob], why: str, stuck: Stuck) -> bool:
         """Whether anything went: since it was made, somebody may have leased what was to go."""
         if tier is Tier.NVME:
-            spare = [b for b in plan.blobs if self._catalog.unnamed(b)]
-            await self._remover.remove_unnamed(spare)
+            spare = await self._drop_unnamed([b for b in plan.blobs if self._catalog.unnamed(b)])
             return bool(sum([await self._drop(m, why, stuck) for m in plan.victims]) or spare)
         return bool(await self._leave(list(plan.victims), set(plan.blobs), why, stuck))
+
+    async def _drop_unnamed(self, blobs: list[Blob]) -> list[Blob]:
+        """Those that are not held any more, though the file of one may stay for the next start. Raises what keeps all
+        of them."""
+        try:
+            await self._remover.remove_unnamed(blobs)
+        except (WeightdError, OSError) as e:
+            blobs = [b for b in blobs if not self._catalog.unnamed(b)]
+            if not blobs:
+                raise
+            log.warning("not all that a failed fetch left could be removed: %s", e)
+        return blobs
 
     async def _drop(self, model: Model, why: str, stuck: Stuck) -> bool:
         left = None
