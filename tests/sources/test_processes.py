@@ -335,6 +335,29 @@ async def test_a_process_that_hangs_is_killed_when_its_reader_is_aborted(
     assert running(source) == 0
 
 
+async def test_a_process_that_was_stopped_is_killed_and_another_goes_on(
+    origin: Origin, source: HttpSource, slabs: Slabs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody has to abort its readers: whoever waits for it would wait until somebody lets it go on."""
+    monkeypatch.setattr(process_reader, "ANSWER_S", 0.5)
+    reader = make(source, await pin(source, origin), slabs)
+    reader.start(0, SIZE)
+    (pid,) = pids(source)
+    os.kill(pid, signal.SIGSTOP)
+    view = slabs.views[0][:SIZE]
+    try:
+        async with asyncio.timeout(20):
+            with pytest.raises(SourceUnavailable, match="receiver process ended"):
+                await asyncio.to_thread(reader.readinto, view)
+    finally:
+        reader.abort()
+    view.release()
+    reader.close()
+    assert not runs(pid)
+    with closing(make(source, await pin(source, origin), slabs)) as other:
+        assert read(other, slabs.views[0]) == DATA
+
+
 async def test_a_channel_that_ends_in_mid_request_ends_no_other(
     origin: Origin, source: HttpSource, slabs: Slabs
 ) -> None:

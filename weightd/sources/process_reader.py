@@ -90,7 +90,8 @@ class ProcessReader:
             try:
                 message, _ = line.channel.receive()
             except TimeoutError:
-                waited = waited + CHECK_S if self._aborted or closing else 0.0
+                hurry = self._aborted or closing or line.process.stopped
+                waited = waited + CHECK_S if hurry else 0.0
                 if waited > ANSWER_S:
                     raise EOFError from None
                 continue

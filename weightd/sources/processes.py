@@ -12,6 +12,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Final
 
 from weightd.core.errors import SourceUnavailable
@@ -23,7 +24,8 @@ from weightd.sources.messages import Abort, Channel, Message, NewChannel, Setup
 CHECK_S: Final = 0.2
 """How soon an answer that does not come after an abort is noticed."""
 ANSWER_S: Final = 5.0
-"""For how long a process may take to answer after an abort, or to close; then it is killed, and with it its maps."""
+"""For how long a process may take to answer after an abort, or to close, or be stopped by a signal; then it is killed,
+and with it its maps."""
 
 
 _NEEDED: Final = ("PATH", "HOME", "LANG", "TMPDIR", "TZ")
@@ -62,6 +64,15 @@ class Process:
     @property
     def alive(self) -> bool:
         return self._popen.poll() is None
+
+    @property
+    def stopped(self) -> bool:
+        """By a signal or a debugger: it answers nobody until it is let go on."""
+        try:
+            status = Path(f"/proc/{self.pid}/stat").read_bytes()
+        except OSError:
+            return False
+        return status.rpartition(b") ")[2][:1] in (b"T", b"t")
 
     def open(self) -> Line:
         """A new channel to it. Raises OSError when it has ended."""
