@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import sqlite3
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from tests.engine.rig import PART, one, pattern, running
+from tests.support.serving import until
 from weightd.core.errors import DiskFull
 from weightd.core.refs import parse_ref
 from weightd.engine.usage import FORGOTTEN_S, Usage
@@ -54,3 +59,30 @@ async def test_what_is_not_held_and_was_used_long_ago_is_forgotten(tmp_path: Pat
             assert [one.of(ref).weight for ref in (old, held, new)] == [0.0, 2.0, 2.0]
     finally:
         await workers.close(state.close)
+
+
+async def test_what_cannot_be_recorded_is_told_once_and_recorded_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("weightd.engine.engine.SAVE_S", 0.01)
+    tries = 0
+
+    def full(state: State, uses: object) -> None:
+        nonlocal tries
+        tries += 1
+        raise DiskFull("no space left")
+
+    def recorded() -> int:
+        with closing(sqlite3.connect(tmp_path / "state.db")) as db:
+            return int(db.execute("SELECT COUNT(*) FROM uses").fetchone()[0])
+
+    async with running(tmp_path, one(pattern(PART))) as rig:
+        (await rig.acquire()).release()
+        tending = asyncio.create_task(rig.engine.tend())
+        with monkeypatch.context() as patched:
+            patched.setattr(State, "put_uses", full)
+            await until(lambda: tries > 3)
+        assert caplog.text.count("how often models are used cannot be recorded: no space left") == 1
+        await until(recorded)
+        tending.cancel()
+        await asyncio.wait([tending])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
@@ -58,6 +59,8 @@ from weightd.sources.protocols import Source
 from weightd.storage.protocols import BlobStore, SegmentStore
 from weightd.storage.state import State
 from weightd.storage.tenant_files import TenantFiles
+
+log = logging.getLogger(__name__)
 
 SAVE_S: Final = 60.0
 """Seconds between two records of how often models are used."""
@@ -171,11 +174,18 @@ class Engine:
         self._catalog.settled()
 
     async def _save(self) -> None:
+        before = ""
         while True:
             await asyncio.sleep(SAVE_S)
-            with suppress(WeightdError):  # Only what is weighed after a restart; `stop` tries once more.
+            reason = ""
+            try:
                 await self._usage.save()
                 await self._usage.forget({m.ref.text for m in self._catalog.snapshots})
+            except WeightdError as e:  # Only what is weighed after a restart; tried again, and once more by `stop`.
+                reason = str(e)
+            if reason and reason != before:
+                log.warning("how often models are used cannot be recorded: %s", reason)
+            before = reason
 
     async def stop(self, *, keep: bool | None = None) -> None:
         """No new work; work under way is cancelled and cleaned up; segments are unlinked, or kept, as `keep` says, or
