@@ -93,6 +93,11 @@ def test_a_pipeline_has_a_format_in_each_directory() -> None:
     }
 
 
+def test_what_is_whole_again_says_nothing_of_the_format_of_a_module() -> None:
+    found = chosen("model_index.json model.bin consolidated.safetensors unet/model.safetensors")
+    assert found == {"model_index.json", "model.bin", "unet/model.safetensors"}
+
+
 def test_sentence_transformers() -> None:
     found = chosen("modules.json model.safetensors pytorch_model.bin 1_Pooling/config.json 2_Dense/pytorch_model.bin")
     assert found == {"modules.json", "model.safetensors", "1_Pooling/config.json", "2_Dense/pytorch_model.bin"}

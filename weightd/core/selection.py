@@ -129,12 +129,12 @@ def _of_one_format(weights: Sequence[F], *, modular: bool) -> list[F]:
     groups: dict[str, list[F]] = defaultdict(list)
     for f in weights:
         groups[_folder(f.path) if modular else ""].append(f)
-    if modular and len(groups) > 1:
-        # A whole pipeline in one file, beside its parts in their directories.
-        groups = {k: v for k, v in groups.items() if k or not _are_copies(v)}
     found = []
-    for group in groups.values():
-        format = next(name for name in FORMATS if any(format_of(f.path) == name for f in group))
+    for folder, group in groups.items():
+        modules = [f for f in group if folder or len(groups) == 1 or _of_module(f)] if modular else group
+        if not modules:
+            continue  # A whole pipeline in one file, beside its parts in their directories.
+        format = next(name for name in FORMATS if any(format_of(f.path) == name for f in modules))
         same = [f for f in group if format_of(f.path) == format]
         if format == "gguf":
             _check_one_gguf(same)
@@ -142,9 +142,9 @@ def _of_one_format(weights: Sequence[F], *, modular: bool) -> list[F]:
     return found
 
 
-def _are_copies(root: Sequence[Listed]) -> bool:
+def _of_module(file: Listed) -> bool:
     """Weights in the root of a modular model: those of a module have a module's name, others are the whole again."""
-    return not any(f.path.startswith(("model", "pytorch_model")) for f in root)
+    return file.path.startswith(("model", "pytorch_model"))
 
 
 def _without_doubles(weights: Sequence[F]) -> list[F]:
