@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from tests.daemon.process import SERVE, Served
-from tests.support.origin import Origin
 from weightd import Client
 
 THREADS_S = 60.0
 """Within which threads end that are not kept: gRPC's own, of which a busy host has some more, after 20 s without work
 (work_stealing_thread_pool.cc), the one that ends idle connections after those, 10 s."""
+EXECUTOR = min(32, (os.cpu_count() or 1) + 4)
+"""Threads of the loop's own executor (concurrent.futures.ThreadPoolExecutor), which begin one by one, and stay."""
 WEIGHTD = (sys.executable, "-m", "weightd")
 NOBODY = (
     *("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"),
@@ -124,11 +125,14 @@ class Host(Served):
         return next(int(x.split()[1]) for x in lines if x.startswith("Threads:"))
 
     def warm_up(self) -> None:
-        """Fill the pools of threads that stay, so that every thread more is one left behind."""
-        files = {f"{i}.safetensors": safetensors(64, str(i).encode()) for i in range(24)}
-        index = json.dumps({"weight_map": {n: n for n in files}}).encode()
-        with Origin(files | {"model.safetensors.index.json": index}) as origin:
-            self.fetch(origin.url("model.safetensors.index.json"))
+        """Fill the pools of threads that stay, so that every thread more, but of the loop's own, is one left behind."""
+        model = self.home / "warm"
+        model.mkdir()
+        names = [f"{i}.safetensors" for i in range(24)]
+        (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {n: n for n in names}}))
+        for name in names:
+            (model / name).write_bytes(safetensors(64, name.encode()))
+        self.fetch(model.as_uri())
 
     @contextlib.contextmanager
     def unharmed(self, good: str) -> Iterator[None]:
@@ -142,14 +146,14 @@ class Host(Served):
         assert (status["shm"]["reserved"], status["nvme"]["reserved"]) == (0, 0)
         assert self.held() == held
         # One that ends idle connections lives on for a while: `calm_again` waits for it.
-        self._await_threads(threads + 1)
+        self._await_threads(threads + 1 + EXECUTOR)
         self.fetch(good)
         assert self.held() == held
 
     def calm_again(self) -> None:
         """No thread stays of all that was `unharmed`."""
         if self.calm is not None:
-            self._await_threads(self.calm)
+            self._await_threads(self.calm + EXECUTOR)
 
     def _await_threads(self, most: int) -> None:
         deadline = time.monotonic() + THREADS_S

@@ -246,12 +246,14 @@ def test_what_a_fetch_costs_of_the_quotas(hub: Hub, tmp_path: Path) -> None:
         status = host.status()
         spent = {quota["bucket"]: quota for quota in status["quotas"]}
         asked = hub.resolves - before
+        left = spent["resolvers"].pop("left")
         assert spent["resolvers"] == {
             "origin": hub.endpoint.partition("://")[2],
             "bucket": "resolvers",
             "requests": asked,
-            "left": 50 - asked,
             "waits": 0,
         }
         assert 0 < asked <= len(FILES)
-        assert f"{asked} requests of its quota resolvers, {50 - asked} left" in host.cli("status").out
+        # Of the answer that came last, which need not be the last that was given.
+        assert 50 - asked <= left < 50
+        assert f"{asked} requests of its quota resolvers, {left} left" in host.cli("status").out
