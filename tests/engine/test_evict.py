@@ -306,6 +306,12 @@ async def test_watermarks(tmp_path: Path) -> None:
         await rig.check_idle(blobs=3, segments=2)
 
 
+async def drop_idle(rig: Rig) -> None:
+    """As it is six seconds after the last use of any model."""
+    later = max(m.last_used for m in rig.engine._catalog.models.values()) + 6
+    await rig.engine._evictor._drop_idle(later)
+
+
 def in_the_way(rig: Rig, ref: str) -> Path:
     """A directory where a link of its model has to be: its links cannot be switched."""
     link = Path(rig.engine.model(ref).directory, "model.bin")
@@ -339,11 +345,10 @@ async def test_one_that_cannot_be_led_away_keeps_nobody_else_that_is_idle(tmp_pa
         for ref in (SECOND, FIRST, THIRD):
             (await rig.acquire(ref)).release()
         link = in_the_way(rig, FIRST)
-        later = max(m.last_used for m in rig.engine._catalog.models.values()) + 6
-        await rig.engine._evictor._drop_idle(later)
+        await drop_idle(rig)
         assert await resident(rig) == {FIRST}
         link.rmdir()
-        await rig.engine._evictor._drop_idle(later)
+        await drop_idle(rig)
         assert await resident(rig) == set()
         await rig.check_idle(blobs=3, segments=0)
 
@@ -405,8 +410,7 @@ async def test_idle_ones_of_the_same_bytes_go_beside_one_that_cannot(tmp_path: P
         for ref in (FIRST, SECOND, other):
             (await rig.acquire(ref)).release()
         link = in_the_way(rig, FIRST)
-        later = max(m.last_used for m in rig.engine._catalog.models.values()) + 6
-        await rig.engine._evictor._drop_idle(later)
+        await drop_idle(rig)
         assert await resident(rig) == {FIRST}
         link.rmdir()
 

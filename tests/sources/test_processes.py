@@ -314,15 +314,20 @@ async def test_a_process_that_dies(origin: Origin, source: HttpSource, slabs: Sl
     good.close()
 
 
-async def test_a_process_that_hangs_is_killed_when_its_reader_is_aborted(
-    origin: Origin, source: HttpSource, slabs: Slabs, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(process_reader, "ANSWER_S", 0.5)
+async def begun_and_stopped(source: HttpSource, origin: Origin, slabs: Slabs) -> tuple[ProcessReader, int, memoryview]:
+    """A reader, its process, which a signal stopped, and where its bytes are to come."""
     reader = make(source, await pin(source, origin), slabs)
     reader.start(0, SIZE)
     (pid,) = pids(source)
     os.kill(pid, signal.SIGSTOP)
-    view = slabs.views[0][:SIZE]
+    return reader, pid, slabs.views[0][:SIZE]
+
+
+async def test_a_process_that_hangs_is_killed_when_its_reader_is_aborted(
+    origin: Origin, source: HttpSource, slabs: Slabs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process_reader, "ANSWER_S", 0.5)
+    reader, pid, view = await begun_and_stopped(source, origin, slabs)
     reading = asyncio.create_task(asyncio.to_thread(reader.readinto, view))
     await asyncio.sleep(0.05)
     reader.abort()
@@ -340,11 +345,7 @@ async def test_a_process_that_was_stopped_is_killed_and_another_goes_on(
 ) -> None:
     """Nobody has to abort its readers: whoever waits for it would wait until somebody lets it go on."""
     monkeypatch.setattr(process_reader, "ANSWER_S", 0.5)
-    reader = make(source, await pin(source, origin), slabs)
-    reader.start(0, SIZE)
-    (pid,) = pids(source)
-    os.kill(pid, signal.SIGSTOP)
-    view = slabs.views[0][:SIZE]
+    reader, pid, view = await begun_and_stopped(source, origin, slabs)
     try:
         async with asyncio.timeout(20):
             with pytest.raises(SourceUnavailable, match="receiver process ended"):

@@ -17,11 +17,11 @@ from weightd.core.lifecycle import Residency
 from weightd.core.parts import plan_parts
 from weightd.engine.catalog import Catalog
 from weightd.engine.held import Blob, Model
-from weightd.engine.threads import in_own_thread
 from weightd.kernel import step_back
 from weightd.storage.owners import boot_id
 from weightd.storage.protocols import Segment, SegmentIdentity
 from weightd.storage.state import SegmentRecord
+from weightd.threads import in_own_thread
 
 log = logging.getLogger(__name__)
 

@@ -28,13 +28,13 @@ from weightd.engine.records import Records
 from weightd.engine.resident import Resident
 from weightd.engine.tenant_links import TenantLinks
 from weightd.engine.tenant_rights import Rights
-from weightd.engine.threads import finish
 from weightd.engine.workers import Workers
 from weightd.kernel import paths_followed
 from weightd.storage.direct import left_behind
 from weightd.storage.protocols import BlobStore, Residue, Segment, SegmentStore
 from weightd.storage.state import BlobRecord, State
 from weightd.storage.tenant_files import TenantFiles
+from weightd.threads import finish
 
 T = TypeVar("T")
 

@@ -26,12 +26,12 @@ from weightd.engine.items import LocalReader
 from weightd.engine.jobs import FileJob
 from weightd.engine.mend import Mender
 from weightd.engine.tasks import Pending
-from weightd.engine.threads import finish, in_own_thread
 from weightd.engine.tracker import Seen, Tracker
 from weightd.engine.transfer import Transfer, TransferOptions
 from weightd.sources.protocols import Source
 from weightd.storage.exports import ExportDirectory
 from weightd.storage.ingests import FileIngest
+from weightd.threads import finish, in_own_thread
 
 T = TypeVar("T")
 

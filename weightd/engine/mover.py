@@ -39,10 +39,10 @@ from weightd.engine.jobs import FileJob
 from weightd.engine.lanes import Lanes
 from weightd.engine.mend import Mender, mended_text
 from weightd.engine.room import Room
-from weightd.engine.threads import finish, in_own_thread
 from weightd.engine.transfer import Stopped, Transfer, TransferOptions
 from weightd.sources.protocols import Source
 from weightd.storage.state import BlobRecord
+from weightd.threads import finish, in_own_thread
 
 
 class DamagedBlob(Exception):

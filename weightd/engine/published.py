@@ -14,8 +14,8 @@ from weightd.core.policy import Rules
 from weightd.core.refs import Ref, parse_ref
 from weightd.engine.catalog import Catalog
 from weightd.engine.held import Blob, Model
-from weightd.engine.threads import finish
 from weightd.storage.state import ModelRecord
+from weightd.threads import finish
 
 log = logging.getLogger(__name__)
 

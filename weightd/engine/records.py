@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from weightd.engine.threads import finish
 from weightd.storage.state import BlobRecord, State
+from weightd.threads import finish
 
 
 class Records:

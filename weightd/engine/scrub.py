@@ -23,8 +23,8 @@ from weightd.engine.api import CopyState, EventKind, FileCheck, Tier, VerifyProg
 from weightd.engine.catalog import Catalog
 from weightd.engine.copies import Copies, Manner
 from weightd.engine.held import Blob, Model
-from weightd.engine.threads import in_own_thread
 from weightd.engine.transfer import Stopped
+from weightd.threads import in_own_thread
 
 TICK = 0.1
 """Seconds between two progress messages."""

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Final, TypeVar
 
 from weightd.core.errors import Draining
-from weightd.engine.threads import finish
+from weightd.threads import finish
 
 T = TypeVar("T")
 

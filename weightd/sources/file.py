@@ -20,8 +20,8 @@ from weightd.core.manifest import FileSpec, Manifest, Validator, check_path, mak
 from weightd.core.refs import Ref
 from weightd.sources import net, urls
 from weightd.sources import safetensors_repo as repo
-from weightd.sources.apart import apart
 from weightd.sources.protocols import FromOrigin, Shared
+from weightd.threads import apart
 
 _READ = 8 << 20
 """Bytes of one preadv: an abort waits for no more than this."""

@@ -1,10 +1,11 @@
-"""Blocking calls from the event loop: never on it, and never abandoned half done."""
+"""Blocking calls from the event loop: never on it, and never abandoned half done but where they may have no end."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -13,10 +14,24 @@ T = TypeVar("T")
 async def in_own_thread(call: Callable[[], T], stop: Callable[[], None], name: str) -> T:
     """Run a long `call` in a thread of its own. When this coroutine is cancelled, `stop` is called and the thread's
     end is awaited before the cancellation goes on."""
+    return await finish(_begun(call, name, daemon=False), stop)
+
+
+async def apart(call: Callable[..., T], *args: object) -> T:
+    """Ask what may never answer, as a network mount whose server is gone, in a thread of its own: one that is kept for
+    ever takes none of those in which others ask. A caller who is cancelled leaves it behind, and so does the end of the
+    process."""
+    return await _begun(lambda: call(*args), "weightd-ask", daemon=True)
+
+
+def _begun(call: Callable[[], T], name: str, *, daemon: bool) -> asyncio.Future[T]:
+    """What `call` returns or raises, in a thread that begins now."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
 
     def settle(result: T | None, error: BaseException | None) -> None:
+        if future.done():
+            return  # Whoever asked was cancelled.
         if error is not None:
             future.set_exception(error)
         else:
@@ -28,10 +43,11 @@ async def in_own_thread(call: Callable[[], T], stop: Callable[[], None], name: s
             result = call()
         except BaseException as e:  # noqa: BLE001 - raised by the awaiting side
             error = e
-        loop.call_soon_threadsafe(settle, result, error)
+        with suppress(RuntimeError):  # The loop has ended.
+            loop.call_soon_threadsafe(settle, result, error)
 
-    threading.Thread(target=body, name=name).start()
-    return await finish(future, stop)
+    threading.Thread(target=body, name=name, daemon=daemon).start()
+    return future
 
 
 async def finish(future: asyncio.Future[T], stop: Callable[[], None] = lambda: None) -> T:
